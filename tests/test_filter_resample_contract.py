@@ -167,6 +167,37 @@ def test_results_too_large_for_the_caches_are_the_same() -> None:
     assert torch.equal(many, one.expand_as(many))
 
 
+@pytest.mark.parametrize("normalise", NORMALISATIONS)
+def test_large_results_of_mixed_rows_are_the_same(normalise: str) -> None:
+    """Above 64 MiB a row may be written while the thread's next one is computed, whatever filter and length that has.
+
+    Rows in blocks, in groups, one by one and of a step channel, empty rows, and rows of several tiles follow each other
+    in any order, and one of each kind is the last. Rows of 300 outputs are too short for a block.
+    """
+    bank = FilterBank("aasm", 256)
+    rng = np.random.default_rng(16)
+    for n_out, n_kinds, n_repeats in ((7681, 6, 370), (2 * 32768 + 77, 4, 70), (300, 6, 9400)):
+        batch = Batch(bank)
+        for kind, fs_hz in (("eeg", 200), ("eeg", 204.85), ("step", 1), ("ecg", 256), ("eeg", 100), ("snore", 200)):
+            samples = noise(rng, min(int(n_out / 256 * fs_hz) + 1, 9000))
+            batch.add(samples, bank.index(kind, fs_hz), calibration=(0.5, 1.0, 2.0, 0.25))
+        raw, table, calibration = batch.tensors()
+        table, calibration = table[:n_kinds], calibration[:n_kinds]
+        one = ops.filter_resample(raw, table, calibration, bank, n_out, normalise=normalise)
+        assert 4 * n_out * n_kinds * n_repeats > 64 << 20
+        order = torch.from_numpy(rng.integers(0, n_kinds, n_kinds * n_repeats))
+        order[-n_kinds:] = torch.arange(n_kinds)
+        table, calibration, expected = table[order], calibration[order], one[order]
+        empty = torch.from_numpy(rng.random(len(order)) < 0.1)
+        table[empty, :, 1] = 0
+        expected[empty] = 0
+        for n_threads in (1, 3):
+            torch.set_num_threads(n_threads)
+            out = torch.full_like(expected, torch.nan)
+            ops.filter_resample(raw, table, calibration, bank, n_out, normalise=normalise, out=out)
+            assert torch.equal(out, expected), (n_out, n_threads)
+
+
 def test_strided_arguments() -> None:
     batch = mixed_batch()
     raw, table, calibration = batch.tensors(5)

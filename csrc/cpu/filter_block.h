@@ -9,6 +9,7 @@
 
 #include "cpu/filter_product.h"
 #include "cpu/filter_resample.h"
+#include "cpu/filter_traffic.h"
 
 namespace sleepfm::cpu::SLEEPFM_ISA {
 
@@ -287,7 +288,9 @@ void resample_by_block(FilterJob const& job, Span outputs, float const* x, std::
             }
             make_columns(shape, window + D / 2, before, columns + 2 * b * shape.column());
         }
+        std::int64_t const strips_left = (left + shape.strip - 1) / shape.strip;
         for (int l = 0; l < frequencies; ++l) {
+            move_some(*job.traffic, strips_left * frequencies - l);
             float const* const taps = job.taps + f.block_offset + l * U * D;
             float* const of_frequency = spectra + l * U;
             for (std::int64_t g = 0; g < U; g += groups_together * filter_group) {

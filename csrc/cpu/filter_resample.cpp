@@ -15,15 +15,18 @@ namespace sleepfm {
 
 namespace {
 
-using RowFunction = void (*)(cpu::FilterJob const&);
+struct RowFunctions {
+    void (*filter_row)(cpu::FilterJob const&);
+    void (*write_last)(cpu::Traffic&);
+};
 
-RowFunction row_function() {
+RowFunctions row_functions() {
     switch (best_isa()) {
 #if defined(SLEEPFM_WITH_AVX)
         case Isa::amx:
         case Isa::avx512_bf16:
-        case Isa::avx512: return &cpu::avx512::filter_row;
-        case Isa::avx2: return &cpu::avx2::filter_row;
+        case Isa::avx512: return {&cpu::avx512::filter_row, &cpu::avx512::write_last};
+        case Isa::avx2: return {&cpu::avx2::filter_row, &cpu::avx2::write_last};
 #else
         case Isa::amx:
         case Isa::avx512_bf16:
@@ -32,7 +35,7 @@ RowFunction row_function() {
 #endif
         case Isa::portable: break;
     }
-    return &cpu::portable::filter_row;
+    return {&cpu::portable::filter_row, &cpu::portable::write_last};
 }
 
 // The largest tile has 128 KiB of outputs, long enough that the samples which neighbouring tiles both load cost little.
@@ -165,12 +168,13 @@ void filter_resample_cpu(FilterResample const& p, int n_threads) {
         plans[i] = tile_plan(p.filters[i], p.n_out);
     }
     std::size_t const out_bytes = p.out_dtype == DType::f32 ? 4 : 2;
-    std::int64_t n_scratch = 0, n_whole = 0;
+    std::int64_t n_scratch = 0, n_filtered = 0, n_whole = 0;
     for (std::int64_t i = 0; i < n_rows; ++i) {
         refuse(check_row(p.table[i], p.n_raw, p.n_filters, p.filters), p, i);
         if (p.table[i].length != 0) {
             cpu::TilePlan const& plan = plans[p.table[i].filter];
-            n_scratch = std::max(n_scratch, plan.floats());
+            n_scratch = std::max(n_scratch, plan.before_filtered());
+            n_filtered = std::max(n_filtered, plan.filtered);
             if (p.normalise != Normalise::none && out_bytes != 4 && plan.outputs < p.n_out) {
                 n_whole = p.n_out;
             }
@@ -182,44 +186,55 @@ void filter_resample_cpu(FilterResample const& p, int n_threads) {
     n_threads = 1;
 #endif
     // All memory is taken before the threads start, since nothing may throw inside them.
-    std::int64_t const per_thread = (n_scratch + n_whole + 15) / 16 * 16;
+    std::int64_t const per_thread = (n_scratch + 2 * n_filtered + n_whole + 15) / 16 * 16;
     constexpr std::size_t line = 64;
     std::unique_ptr<float[]> const memory(new float[static_cast<std::size_t>(per_thread * n_threads) + line / 4]);
     float* const scratch = memory.get() + (line - reinterpret_cast<std::uintptr_t>(memory.get()) % line) / 4;
     std::unique_ptr<std::uint32_t[]> const candidates(
         new std::uint32_t[static_cast<std::size_t>(n_candidates * n_threads)]);
     bool const streamed = static_cast<std::size_t>(n_rows * p.n_out) * out_bytes > streamed_above_bytes;
-    RowFunction const filter_row = row_function();
+    RowFunctions const functions = row_functions();
+    // Of a row that is longer, the processor sees the pattern.
+    constexpr std::int64_t most_prefetched_bytes = 65536;
 
-    SLEEPFM_OMP(omp parallel for schedule(dynamic) num_threads(n_threads))
-    for (std::int64_t i = 0; i < n_rows; ++i) {
-        WindowRow const& w = p.table[i];
-        char* const out = static_cast<char*>(p.out) + static_cast<std::size_t>(i * p.n_out) * out_bytes;
-        if (w.length == 0) {
-            std::memset(out, 0, static_cast<std::size_t>(p.n_out) * out_bytes);
-            continue;
+    SLEEPFM_OMP(omp parallel num_threads(n_threads)) {
+        cpu::Traffic traffic{};
+        SLEEPFM_OMP(omp for schedule(dynamic) nowait)
+        for (std::int64_t i = 0; i < n_rows; ++i) {
+            WindowRow const& w = p.table[i];
+            char* const out = static_cast<char*>(p.out) + static_cast<std::size_t>(i * p.n_out) * out_bytes;
+            if (w.length == 0) {
+                std::memset(out, 0, static_cast<std::size_t>(p.n_out) * out_bytes);
+                continue;
+            }
+            std::int64_t const thread = thread_number();
+            cpu::FilterJob job{};
+            job.window = static_cast<char const*>(p.raw) + w.offset * p.raw_bytes;
+            job.raw_bytes = p.raw_bytes;
+            job.row = w;
+            job.filter = p.filters[w.filter];
+            job.taps = p.taps;
+            job.calibration = p.calibration + 4 * i;
+            job.normalise = p.normalise;
+            job.out = out;
+            job.streamed = streamed;
+            job.out_dtype = p.out_dtype;
+            job.n_out = p.n_out;
+            job.plan = plans[w.filter];
+            job.scratch = scratch + thread * per_thread;
+            job.filtered[0] = job.scratch + n_scratch;
+            job.filtered[1] = job.filtered[0] + n_filtered;
+            job.whole = n_whole != 0 ? job.filtered[1] + n_filtered : nullptr;
+            job.candidates = candidates.get() + thread * n_candidates;
+            if (i + n_threads < n_rows) {
+                WindowRow const& next = p.table[i + n_threads];
+                traffic.next = static_cast<char const*>(p.raw) + next.offset * p.raw_bytes;
+                traffic.next_bytes = std::min(next.length * p.raw_bytes, most_prefetched_bytes);
+            }
+            job.traffic = &traffic;
+            functions.filter_row(job);
         }
-        if (i + n_threads < n_rows) {
-            __builtin_prefetch(&p.table[i + n_threads]);
-        }
-        std::int64_t const thread = thread_number();
-        cpu::FilterJob job{};
-        job.window = static_cast<char const*>(p.raw) + w.offset * p.raw_bytes;
-        job.raw_bytes = p.raw_bytes;
-        job.row = w;
-        job.filter = p.filters[w.filter];
-        job.taps = p.taps;
-        job.calibration = p.calibration + 4 * i;
-        job.normalise = p.normalise;
-        job.out = out;
-        job.streamed = streamed;
-        job.out_dtype = p.out_dtype;
-        job.n_out = p.n_out;
-        job.plan = plans[w.filter];
-        job.scratch = scratch + thread * per_thread;
-        job.whole = n_whole != 0 ? job.scratch + n_scratch : nullptr;
-        job.candidates = candidates.get() + thread * n_candidates;
-        filter_row(job);
+        functions.write_last(traffic);
     }
 }
 

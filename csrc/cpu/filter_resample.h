@@ -21,7 +21,8 @@ struct TilePlan {
     std::int64_t samples, decimated, low, rows, clean, block, filtered;
     std::int64_t before_clean() const { return samples + decimated + low + rows; }
     std::int64_t before_block() const { return before_clean() + clean; }
-    std::int64_t floats() const { return before_block() + block + filtered; }
+    std::int64_t before_filtered() const { return before_block() + block; }
+    std::int64_t floats() const { return before_filtered() + filtered; }
 };
 
 // Floats on either side of `samples` and `clean` that a group of outputs may multiply by zero taps. They must be
@@ -77,6 +78,17 @@ struct BlockScratch {
           floats(halves + block_periods * filter_group) {}
 };
 
+// What a thread has yet to move between memory and the caches: see filter_traffic.h.
+struct Traffic {
+    char const* next;         // integers that the thread will probably want next
+    std::int64_t next_bytes;  // of them, not yet asked for
+    float const* y;           // outputs not yet written, out[i] = a y[i] + b for i < n
+    float* out;
+    std::int64_t n;
+    float a, b;
+    int turn;  // which of its two memories for outputs the thread uses now; y lies in the other
+};
+
 // One (clip, channel) after validation, with scratch that no other thread uses.
 struct FilterJob {
     void const* window;  // the window's first sample, in raw
@@ -91,21 +103,27 @@ struct FilterJob {
     DType out_dtype;
     std::int64_t n_out;
     TilePlan plan;
-    float* scratch;  // [plan.floats()]
-    float* whole;    // [n_out], where a normalised row takes several tiles and `out` is not float32; else not used
+    float* scratch;      // [plan.before_filtered()]
+    float* filtered[2];  // [plan.filtered] each: see Traffic.turn
+    Traffic* traffic;
+    float* whole;  // [n_out], where a normalised row takes several tiles and `out` is not float32; else not used
     std::uint32_t* candidates;  // [n_out] scratch of Normalise::robust; else not used
 };
 
-// The same source, compiled once for each instruction set.
+// The same source, compiled once for each instruction set. filter_row may leave a row's last outputs to the next call
+// with the same traffic, and to write_last.
 namespace portable {
 void filter_row(FilterJob const& job);
-}
+void write_last(Traffic& traffic);
+}  // namespace portable
 namespace avx2 {
 void filter_row(FilterJob const& job);
-}
+void write_last(Traffic& traffic);
+}  // namespace avx2
 namespace avx512 {
 void filter_row(FilterJob const& job);
-}
+void write_last(Traffic& traffic);
+}  // namespace avx512
 
 }  // namespace cpu
 }  // namespace sleepfm

@@ -15,6 +15,7 @@
 #include "cpu/filter_product.h"
 #include "cpu/filter_resample.h"
 #include "cpu/filter_statistics.h"
+#include "cpu/filter_traffic.h"
 #include "half_precision.h"
 
 namespace sleepfm::cpu::SLEEPFM_ISA {
@@ -239,29 +240,26 @@ void filter_tile(FilterJob const& job, std::int64_t reference, Span outputs, flo
     }
 }
 
-// out[begin + i] = a y[i] + b for i < n, rounded to the outputs' type; y may be the same memory as out.
+// out[begin + i] = a y[i] + b for i < n, rounded to the outputs' type; y may be the same memory as out. If it is not,
+// streaming is left to the next tile's blocks, and the next tile is put elsewhere.
 void write(FilterJob const& job, std::int64_t begin, float const* y, std::int64_t n, float a, float b) {
     if (job.out_dtype == DType::f32) {
         float* const out = static_cast<float*>(job.out) + begin;
-        std::int64_t i = 0;
-#if SLEEPFM_LANES >= 8
-        if (job.streamed) {
-            for (; i < n && reinterpret_cast<std::uintptr_t>(out + i) % sizeof(Vector) != 0; ++i) {
+        Traffic& traffic = *job.traffic;
+        if (job.streamed && job.filter.block_offset != 0 && y != out) {
+            write_some(traffic, traffic.n);
+            traffic.y = y;
+            traffic.out = out;
+            traffic.n = n;
+            traffic.a = a;
+            traffic.b = b;
+            traffic.turn = 1 - traffic.turn;
+        } else if (job.streamed) {
+            stream(out, y, n, a, b);
+        } else {
+            for (std::int64_t i = 0; i < n; ++i) {
                 out[i] = y[i] * a + b;
             }
-            for (; i + SLEEPFM_LANES <= n; i += SLEEPFM_LANES) {
-                Vector const v = load(y + i) * a + b;
-#if SLEEPFM_LANES == 16
-                _mm512_stream_ps(out + i, (__m512)v);
-#else
-                _mm256_stream_ps(out + i, (__m256)v);
-#endif
-            }
-            _mm_sfence();  // streamed stores are not ordered with later ones; another thread will read the result
-        }
-#endif
-        for (; i < n; ++i) {
-            out[i] = y[i] * a + b;
         }
     } else {
         std::uint16_t* const out = static_cast<std::uint16_t*>(job.out) + begin;
@@ -284,16 +282,12 @@ void filter_row(FilterJob const& job) {
     Span const needed = needed_span(f, job.row, 0, job.n_out);
     Reference const reference =
         job.raw_bytes == 2 ? find_reference<std::int16_t>(job, needed) : find_reference<std::int32_t>(job, needed);
-    // Blocks of periods write whole periods, and thus up to a period beyond the outputs on either side.
-    float* const filtered = job.scratch + (job.plan.floats() - job.plan.filtered) + f.block_repeats * f.up;
     double const gain = job.calibration[0], offset = job.calibration[1];
     double const center = job.calibration[2], scale = job.calibration[3];
     bool const normalised = job.normalise != Normalise::none && f.step == 0;
     bool const one_tile = job.n_out <= job.plan.outputs;
-    // Where a normalised row is kept until its statistics are known.
-    float* const kept = !normalised || one_tile       ? filtered
-                        : job.out_dtype == DType::f32 ? static_cast<float*>(job.out)
-                                                      : job.whole;
+    // Where a normalised row of several tiles is kept until its statistics are known.
+    float* kept = job.out_dtype == DType::f32 ? static_cast<float*>(job.out) : job.whole;
     double a = gain * scale;
     // Filtering removes a constant if the main filter has no gain at 0 Hz, or if the low branch is subtracted; the
     // reference and the offset then have no part in the outputs.
@@ -302,6 +296,8 @@ void filter_row(FilterJob const& job) {
     Moments moments;  // about 0, summed up tile by tile while each is in the cache
     for (std::int64_t n = 0; n < job.n_out; n += job.plan.outputs) {
         std::int64_t const end = job.n_out - n < job.plan.outputs ? job.n_out : n + job.plan.outputs;
+        // Blocks of periods write whole periods, and thus up to a period beyond the outputs on either side.
+        float* const filtered = job.filtered[job.traffic->turn] + f.block_repeats * f.up;
         filter_tile(job, reference.value, {n, end}, filtered);
         if (!normalised) {
             write(job, n, filtered, end - n, static_cast<float>(a), static_cast<float>(b));
@@ -310,7 +306,9 @@ void filter_row(FilterJob const& job) {
         if (job.normalise == Normalise::zscore) {
             moments.add(filtered, end - n, 0.0f);
         }
-        if (!one_tile) {
+        if (one_tile) {
+            kept = filtered;
+        } else {
             memcpy(kept + n, filtered, static_cast<std::size_t>(end - n) * sizeof(float));
         }
     }
@@ -322,6 +320,13 @@ void filter_row(FilterJob const& job) {
         b = -y.center * a;
         write(job, 0, kept, job.n_out, static_cast<float>(a), static_cast<float>(b));
     }
+}
+
+void write_last(Traffic& traffic) {
+    write_some(traffic, traffic.n);
+#if SLEEPFM_LANES >= 8
+    _mm_sfence();  // streamed stores are not ordered with later ones; another thread will read the result
+#endif
 }
 
 }  // namespace sleepfm::cpu::SLEEPFM_ISA
