@@ -5,59 +5,10 @@
 // its row block and its column block, which no other tile of the step writes.
 #pragma once
 
-#include "cpu/contrastive_prepare.h"
+#include "cpu/contrastive_backward_work.h"
+#include "cpu/contrastive_finish.h"
 
 namespace sleepfm::SLEEPFM_ISA {
-
-template <typename T>
-struct BackwardWork {
-    Operands<T> operands;
-    T* diagonal;   // [P, n_padded] cosine of the own pair
-    T* reference;  // [P, 2, n_padded] what exponentials are relative to, by row and by column
-    T* weight;     // [P, 2, n_padded] factor of the exponential in G
-    T* counted;    // [n_padded] 1 for samples in [begin, end), whose terms count for the temperature's gradient, else 0
-    T* pull;       // [P, n_padded] the own pair's G
-    double* slope;  // [P, n_padded] each row's part of dloss/dlog_temperature
-    T* d_row;       // [M, matrix] gradient of e (pairwise: all of it)
-    T* d_column;    // [M, matrix] gradient of o; leave-one-out only
-    T* tiles;       // [n_threads, 2, tile_size] a tile and its transpose for each thread
-#if defined(SLEEPFM_TILES)
-    // In place of the transpose. Gradients are a power of two, and the sign of the loss's gradient, away from what they
-    // are: the largest own pair's is about 1, and all others are positive.
-    std::int32_t* largest;  // [n_threads, 2, block] bits of the largest element of each row and each column of a tile
-    T* step;                // [n_threads, block] of the digits' rows or columns
-    std::int8_t* digits;    // [n_threads, tile_size * DIGITS]
-    std::int8_t* turned;    // [n_threads, block * d_padded * DIGITS] an operand for the gradients, where none is kept
-    T unscale = 1;          // what gradients are to be multiplied with in the end
-#endif
-    Index workspace_bytes, kept_bytes;
-
-    BackwardWork() = default;  // the joint pass cuts its own memory
-    BackwardWork(Memory memory, Shape const& shape) : operands(memory.operands<T>(shape, true)) {
-        Carver& carver = memory.workspace;
-        Index const samples = shape.P * shape.n_padded;
-        diagonal = carver.take<T>(samples);
-        reference = carver.take<T>(2 * samples);
-        weight = carver.take<T>(2 * samples);
-        counted = carver.take<T>(shape.n_padded);
-        pull = carver.take<T>(samples);
-        slope = carver.take<double>(samples);
-        d_row = carver.take<T>(shape.M * shape.matrix);
-        d_column = carver.take<T>(shape.pairwise ? 0 : shape.M * shape.matrix);
-#if defined(SLEEPFM_TILES)
-        tiles = carver.take<T>(memory.n_threads * tile_size(shape));
-        largest = carver.take<std::int32_t>(memory.n_threads * 2 * shape.block);
-        step = carver.take<T>(memory.n_threads * shape.block);
-        digits = carver.take<std::int8_t>(memory.n_threads * tile_size(shape) * DIGITS);
-        turned = carver.take<std::int8_t>(memory.has_kept ? 0 : memory.n_threads * shape.gradient_digits(shape.block));
-#else
-        tiles = carver.take<T>(memory.n_threads * 2 * tile_size(shape));
-#endif
-        workspace_bytes = carver.used();
-        kept_bytes = memory.kept.used();
-    }
-    static Index tile_size(Shape const& shape) { return shape.block * round_up(shape.block, PANEL); }
-};
 
 // Turns a tile of cosines, `from`, into G, `gradient`, which may be the same memory. Adds to the rows' slopes.
 template <typename T, bool fixed_maximum>
@@ -175,34 +126,27 @@ inline void backward_tile(ContrastiveInput const& in, Shape const& shape, Backwa
     T* const d_column = shape.pairwise ? work.d_row : work.d_column;
 #if defined(SLEEPFM_TILES)
     Operands<T> const& operands = work.operands;
-    auto const operand = [&](std::int8_t const* kept, std::int8_t const* digits_of_cosines, Index modality, Index first,
-                             bool of_rows) {
-        if (kept != nullptr) {
-            return kept + modality * shape.gradient_digits(shape.whole_panels()) + shape.gradient_digits(first);
-        }
-        std::int8_t* const turned = work.turned + thread_number() * shape.gradient_digits(shape.block);
-        turn_block(
-            shape.panels_of_block(first), shape.d_padded,
-            digits_of_cosines + modality * shape.cosine_digits(shape.whole_panels()) + shape.cosine_digits(first),
-            of_rows, turned);
-        return static_cast<std::int8_t const*>(turned);
+    std::int8_t* const turned = work.turned + thread_number() * shape.gradient_digits(shape.block);
+    auto const turn = [&](std::int8_t const* all, Index modality, Index first, bool of_rows) {
+        turn_block(shape.panels_of_block(first), shape.d_padded,
+                   all + modality * shape.cosine_digits(shape.whole_panels()) + shape.cosine_digits(first), of_rows,
+                   turned);
     };
     std::int32_t const* const largest = work.largest + thread_number() * 2 * shape.block;
     T* const step = work.step + thread_number() * shape.block;
     std::int8_t* const digits = work.digits + thread_number() * BackwardWork<T>::tile_size(shape) * DIGITS;
     if (at.rows_count) {
         make_row_digits(at.n_rows, at.n_columns, tile, operands.column_step(shape, p) + at.c0, largest, digits, step);
-        multiply_gradients(at.n_rows, shape.d_padded, (at.n_columns + CHUNK - 1) / CHUNK,
-                           operand(operands.turned_columns, operands.columns_digits, shape.column_of[p], at.c0, false),
-                           digits, step, work.d_row + shape.row_of[p] * shape.matrix + shape.place_of_sums(at.r0),
-                           !first_of_rows);
+        turn(operands.columns_digits, shape.column_of[p], at.c0, false);
+        multiply_gradients(at.n_rows, shape.d_padded, (at.n_columns + CHUNK - 1) / CHUNK, turned, digits, step,
+                           work.d_row + shape.row_of[p] * shape.matrix + shape.place_of_sums(at.r0), !first_of_rows);
     }
     if (at.columns_count) {
         make_column_digits(at.n_rows, at.n_columns, tile, operands.row_step(shape, p) + at.r0, largest + shape.block,
                            digits, step);
-        multiply_gradients(at.n_columns, shape.d_padded, (at.n_rows + CHUNK - 1) / CHUNK,
-                           operand(operands.turned_rows, operands.rows_digits, shape.row_of[p], at.r0, true), digits,
-                           step, d_column + shape.column_of[p] * shape.matrix + shape.place_of_sums(at.c0),
+        turn(operands.rows_digits, shape.row_of[p], at.r0, true);
+        multiply_gradients(at.n_columns, shape.d_padded, (at.n_rows + CHUNK - 1) / CHUNK, turned, digits, step,
+                           d_column + shape.column_of[p] * shape.matrix + shape.place_of_sums(at.c0),
                            !first_of_columns);
     }
 #else
@@ -219,139 +163,6 @@ inline void backward_tile(ContrastiveInput const& in, Shape const& shape, Backwa
                   d_column + shape.column_of[p] * shape.matrix + shape.place(at.c0), !first_of_columns);
     }
 #endif
-}
-
-#if defined(SLEEPFM_TILES)
-// What the own pairs of 16 samples from r on add to the gradient of e of modality m, dimension k; and to that of o.
-inline Vec<float> pull_of_rows(Shape const& shape, BackwardWork<float> const& work, Index m, Index r, Index k) {
-    Operands<float> const& own = work.operands;
-    Index const at = shape.place_of_unit(r) + k * PANEL;
-    if (!shape.pairwise) {
-        return load(work.pull + m * shape.n_padded + r) * load(own.mean + m * shape.unit_stride + at);
-    }
-    Vec<float> sum{};
-    for (Index p = 0; p < shape.P; ++p) {
-        Index const row = shape.row_of[p], column = shape.column_of[p];
-        if (row == m || column == m) {
-            sum += load(work.pull + p * shape.n_padded + r) *
-                   load(own.unit + (row == m ? column : row) * shape.unit_stride + at);
-        }
-    }
-    return sum;
-}
-
-inline Vec<float> pull_of_columns(Shape const& shape, BackwardWork<float> const& work, Index m, Index r, Index k) {
-    return load(work.pull + m * shape.n_padded + r) *
-           load(work.operands.unit + m * shape.unit_stride + shape.place_of_unit(r) + k * PANEL);
-}
-#endif
-
-// From the gradients of e and o to that of x, for WIDTH samples from r on: each modality's part of the other
-// modalities' means is added to de; then dx = (de - e <e, de>) / |x|. What is absent or outside [begin, end) gets
-// zeros.
-template <typename T, typename Element>
-inline void finish_gradients(ContrastiveBackward const& call, Shape const& shape, BackwardWork<T> const& work,
-                             Index r) {
-    constexpr Index width = WIDTH<T>;
-    ContrastiveInput const& in = call.input;
-    Index const at = shape.place_of_sums(r);
-    alignas(64) T share_of[width];
-    for (Index l = 0; l < width; ++l) {
-        Index const n_others = work.operands.n_others[r + l];
-        share_of[l] = n_others > 0 ? T{1} / static_cast<T>(n_others) : T{0};
-    }
-    Vec<T> const share = load<T>(share_of);
-    for (Index m = 0; m < shape.M; ++m) {
-        bool wanted[width];
-        bool any = false;
-        for (Index l = 0; l < width; ++l) {
-            Index const sample = r + l;
-            wanted[l] =
-                sample >= in.begin && sample < in.end && work.operands.n_others[sample] > 0 &&
-                (in.mask == nullptr || in.mask[m * in.mask_stride_modality + sample * in.mask_stride_sample] != 0);
-            any = any || wanted[l];
-            if (sample < shape.N && !wanted[l]) {
-                std::memset(static_cast<Element*>(call.gradient_x) + (m * shape.N + sample) * shape.D, 0,
-                            static_cast<std::size_t>(shape.D) * sizeof(Element));
-            }
-        }
-        if (!any) {
-            continue;
-        }
-        T const* const e = work.operands.unit + m * shape.unit_stride + shape.place_of_unit(r);
-        T* const de = work.d_row + m * shape.matrix + at;
-        Vec<T> along_of_piece{};  // <e, de> over 16 dimensions in T; these are summed in double
-        double along[width] = {};
-        for (Index k = 0; k < shape.D; ++k) {
-            Vec<T> sum = load<T>(de + k * SUMS_PANEL);
-#if defined(SLEEPFM_TILES)
-            sum += pull_of_rows(shape, work, m, r, k);
-#endif
-            if (!shape.pairwise) {
-                Vec<T> means{};
-                for (Index other = 0; other < shape.M; ++other) {
-                    // Where `other` is absent its gradient is zero: its rows and columns do not count.
-                    if (other != m) {
-                        means += load<T>(work.d_column + other * shape.matrix + at + k * SUMS_PANEL);
-#if defined(SLEEPFM_TILES)
-                        means += pull_of_columns(shape, work, other, r, k);
-#endif
-                    }
-                }
-                sum += share * means;
-            }
-            store<T>(de + k * SUMS_PANEL, sum);
-            along_of_piece += load<T>(e + k * PANEL) * sum;
-            if (k % 16 == 15 || k + 1 == shape.D) {
-                alignas(64) T lane[width];
-                store<T>(lane, along_of_piece);
-                for (Index l = 0; l < width; ++l) {
-                    along[l] += static_cast<double>(lane[l]);
-                }
-                along_of_piece = Vec<T>{};
-            }
-        }
-        alignas(64) T projection_of[width];
-        alignas(64) T inverse_of[width];
-        for (Index l = 0; l < width; ++l) {
-            double const norm = work.operands.norm[m * shape.n_padded + r + l];
-            projection_of[l] = norm < NORM_FLOOR ? T{0} : static_cast<T>(along[l]);
-            inverse_of[l] = static_cast<T>(1.0 / (norm < NORM_FLOOR ? NORM_FLOOR : norm));
-        }
-        Vec<T> const projection = load<T>(projection_of);
-        Vec<T> const inverse = load<T>(inverse_of);
-        alignas(64) T square[width * width];
-        alignas(64) T turned[width * width];
-        for (Index k = 0; k < shape.D; k += width) {
-            Index const n = shape.D - k < width ? shape.D - k : width;
-            for (Index i = 0; i < n; ++i) {
-                Vec<T> dx = (load<T>(de + (k + i) * SUMS_PANEL) - load<T>(e + (k + i) * PANEL) * projection) * inverse;
-#if defined(SLEEPFM_TILES)
-                dx *= work.unscale;
-#endif
-                store<T>(square + i * width, dx);
-            }
-            transpose<T>(square, width, turned, width);
-            for (Index l = 0; l < width; ++l) {
-                if (!wanted[l]) {
-                    continue;
-                }
-                auto* const out = static_cast<Element*>(call.gradient_x) + (m * shape.N + r + l) * shape.D + k;
-                T const* const row = turned + l * width;
-                if (n == width) {
-                    Element whole[width];
-                    for (Index i = 0; i < width; ++i) {
-                        narrow(row[i], whole[i]);
-                    }
-                    std::memcpy(out, whole, sizeof whole);
-                } else {
-                    for (Index i = 0; i < n; ++i) {
-                        narrow(row[i], out[i]);
-                    }
-                }
-            }
-        }
-    }
 }
 
 // From forward's state to weights, for sample r of problem p. factor: s * gradient_loss / number of terms.
@@ -382,20 +193,6 @@ inline void load_state(ContrastiveInput const& in, double const* all_states, Sha
     }
     work.pull[p * padded + r] = static_cast<T>(pull);
     work.slope[p * padded + r] = 0.0;
-}
-
-template <typename T>
-inline void finish_group(ContrastiveBackward const& call, Shape const& shape, BackwardWork<T> const& work, Index r) {
-    ContrastiveInput const& in = call.input;
-    if constexpr (sizeof(T) == 8) {
-        finish_gradients<T, double>(call, shape, work, r);
-    } else if (in.dtype == DType::bf16) {
-        finish_gradients<T, BFloat16>(call, shape, work, r);
-    } else if (in.dtype == DType::f16) {
-        finish_gradients<T, Float16>(call, shape, work, r);
-    } else {
-        finish_gradients<T, float>(call, shape, work, r);
-    }
 }
 
 #if defined(SLEEPFM_TILES)
@@ -493,9 +290,6 @@ void backward(ContrastiveBackward const& call) {
 #endif
         SLEEPFM_OMP(omp for schedule(static))
         for (Index group = 0; group < n_groups; ++group) {
-#if defined(SLEEPFM_TILES)
-            prepare_group<T>(in, shape, own.operands, group * width);
-#endif
             finish_group<T>(call, shape, own, group * width);
         }
     }

@@ -290,9 +290,7 @@ inline void multiply_gradients(Index n_columns, Index n_dim, Index n_chunks, std
 struct PanelDigits {
     std::int8_t* rows;     // [4 groups of samples][chunk of dimensions] stacks, as the first factor of cosines
     std::int8_t* columns;  // the same as the second factor
-    std::int8_t* turned;   // [group of dimensions] stacks, turned_stride apart, as the first factor of gradients
-    Index turned_stride;
-    float* step;  // [64]
+    float* step;           // [64]
 };
 
 inline void make_digits(float const* panel, Index n_dim, PanelDigits const& to) {
@@ -311,7 +309,7 @@ inline void make_digits(float const* panel, Index n_dim, PanelDigits const& to) 
         return shifted_integer(x * scale[g].inverse + x * scale[g].rest);
     };
     alignas(64) std::int8_t stack[STACK];
-    for (Index g = 0; (to.rows != nullptr || to.columns != nullptr) && g < PANEL / GROUP; ++g) {
+    for (Index g = 0; g < PANEL / GROUP; ++g) {
         for (Index chunk = 0; chunk < n_chunks; ++chunk) {
             Index const at = (g * n_chunks + chunk) * STACK;
             std::int8_t* const words = to.columns != nullptr ? to.columns + at : stack;
@@ -322,12 +320,6 @@ inline void make_digits(float const* panel, Index n_dim, PanelDigits const& to) 
             if (to.rows != nullptr) {
                 turn_stack(words, to.rows + at);
             }
-        }
-    }
-    if (to.turned != nullptr) {
-        for (Index k = 0; k < n_dim; ++k) {
-            store_digits(integer(k, 0), integer(k, 1), integer(k, 2), integer(k, 3),
-                         to.turned + k / GROUP * to.turned_stride + k % GROUP * 64);
         }
     }
 }

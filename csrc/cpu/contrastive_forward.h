@@ -26,7 +26,7 @@ struct ForwardWork {
     Index workspace_bytes, kept_bytes;
 
     ForwardWork() = default;  // the joint pass cuts its own memory
-    ForwardWork(Memory memory, Shape const& shape) : operands(memory.operands<T>(shape, false)) {
+    ForwardWork(Memory memory, Shape const& shape) : operands(memory.operands<T>(shape)) {
         Carver& carver = memory.workspace;
         Index const samples = shape.P * shape.n_padded;
         diagonal = carver.take<T>(samples);

@@ -61,9 +61,11 @@ struct Shape {
         // its transpose stay in the second cache. 48 samples are whole panels of every instruction set. Where all
         // samples fit into one panel, blocks may be parts of it.
 #if defined(SLEEPFM_TILES)
-        // Larger tiles, since these products are faster than memory is for small ones.
-        block = round_up((N + 3) / 4, PANEL);
-        block = block > 512 ? 512 : block < 128 ? 128 : block;
+        // Larger tiles, since these products are faster than memory is for small ones: half or a quarter of the
+        // samples.
+        block = round_up(N <= 512 ? (N + 1) / 2 : (N + 3) / 4, PANEL);
+        Index const least = N <= 512 ? 128 : 256;
+        block = block > 512 ? 512 : block < least ? least : block;
         block = block > round_up(N, PANEL) && N > 0 ? round_up(N, PANEL) : block;
         n_chunks = (D + CHUNK - 1) / CHUNK;
         unit_stride = panel_stride;
@@ -93,8 +95,8 @@ struct Shape {
     Index place_of_unit(Index r) const { return unit_stride == matrix ? place(r) : r % PANEL; }
 #if defined(SLEEPFM_TILES)
     Index whole_panels() const { return round_up(n_padded, PANEL); }  // samples
-    // Bytes of the digits of one modality for the samples before r: for cosines; and for gradients, where a block lies
-    // as [group of dimensions][panel].
+    // Bytes of the digits of one modality for the samples before r, as they are read for cosines; and for gradients,
+    // where a block lies as [group of dimensions][panel].
     Index cosine_digits(Index r) const { return r / GROUP * n_chunks * STACK; }
     Index gradient_digits(Index r) const { return r / PANEL * (d_padded / GROUP) * STACK; }
     Index panels_of_block(Index r) const {
@@ -124,28 +126,20 @@ struct Operands {
     T* cosines;       // [P, tiles_of_problem] the tiles of cosines one after the other, in `kept` only
 #if defined(SLEEPFM_TILES)
     // unit and mean are a panel of each modality for each thread instead, and everything reads their digits
-    // (contrastive_digits.h): those of e as rows of cosines and those of the columns (o, or e where pairwise), where
-    // this pass multiplies cosines; both for the gradients, in `kept` only; and the steps of e and o.
-    std::int8_t *rows_digits, *columns_digits, *turned_rows, *turned_columns;
+    // (contrastive_digits.h): those of e as rows of cosines and those of the columns (o, or e where pairwise), and the
+    // steps of e and o.
+    std::int8_t *rows_digits, *columns_digits;
     T* step;
 #endif
 
     Operands() = default;
 #if defined(SLEEPFM_TILES)
-    Operands(Carver& workspace, Carver& carver, Shape const& shape, bool with_cosines, bool backward, int n_threads) {
+    Operands(Carver& workspace, Carver& carver, Shape const& shape, bool with_cosines, int n_threads) {
         Index const n_sides = shape.pairwise ? 1 : 2, samples = shape.whole_panels();
-        bool const multiplies = !backward || !with_cosines;
         unit = workspace.take<T>(n_threads * n_sides * shape.M * shape.panel_stride);
         mean = nullptr;
-        Index const of_cosines = multiplies ? shape.M * shape.cosine_digits(samples) : 0;
-        Index const of_gradients = with_cosines ? shape.M * shape.gradient_digits(samples) : 0;
-        rows_digits = workspace.take<std::int8_t>(of_cosines);
-        columns_digits = workspace.take<std::int8_t>(of_cosines);
-        turned_rows = carver.take<std::int8_t>(of_gradients);
-        turned_columns = shape.pairwise ? turned_rows : carver.take<std::int8_t>(of_gradients);
-        rows_digits = multiplies ? rows_digits : nullptr;
-        turned_rows = with_cosines ? turned_rows : nullptr;
-        turned_columns = with_cosines ? turned_columns : nullptr;
+        rows_digits = carver.take<std::int8_t>(shape.M * shape.cosine_digits(samples));
+        columns_digits = carver.take<std::int8_t>(shape.M * shape.cosine_digits(samples));
         step = carver.take<T>(n_sides * shape.M * samples);
 #else
     Operands(Carver& carver, Shape const& shape, bool with_cosines) {
@@ -193,9 +187,9 @@ struct Memory {
         : workspace(in.workspace), kept(in.kept), has_kept(in.kept != nullptr), n_threads(in.n_threads) {}
     Memory(bool with_kept, int threads) : workspace(nullptr), kept(nullptr), has_kept(with_kept), n_threads(threads) {}
     template <typename T>
-    Operands<T> operands(Shape const& shape, [[maybe_unused]] bool backward) {
+    Operands<T> operands(Shape const& shape) {
 #if defined(SLEEPFM_TILES)
-        return Operands<T>(workspace, has_kept ? kept : workspace, shape, has_kept, backward, n_threads);
+        return Operands<T>(workspace, has_kept ? kept : workspace, shape, has_kept, n_threads);
 #else
         return Operands<T>(has_kept ? kept : workspace, shape, has_kept);
 #endif
@@ -234,13 +228,12 @@ inline T unit_element(Element x, double divisor, double inverse) {
 }
 
 // Writes the unit rows of one modality of WIDTH samples to their panel, in squares of WIDTH x WIDTH elements that are
-// transposed, and their norms. x[l]: sample l's row, null where it is absent.
+// transposed. x[l]: sample l's row, null where it is absent; norm[l]: its length.
 template <typename T, typename Element>
-inline void pack_units(Element const* const* x, double* norm, Shape const& shape, T* panel) {
+inline void pack_units(Element const* const* x, double const* norm, Shape const& shape, T* panel) {
     constexpr Index width = WIDTH<T>;
     double divisor[width], inverse[width];
     for (Index l = 0; l < width; ++l) {
-        norm[l] = x[l] == nullptr ? 0.0 : length_of(x[l], shape.D);
         divisor[l] = norm[l] < NORM_FLOOR ? NORM_FLOOR : norm[l];
         inverse[l] = 1.0 / divisor[l];
     }
@@ -302,14 +295,15 @@ inline void prepare_samples(ContrastiveInput const& in, Shape const& shape, Oper
     }
     Index const at = shape.place_of_unit(r);
     for (Index m = 0; m < shape.M; ++m) {
+        double* const norm = operands.norm + m * shape.n_padded + r;
         Element const* x[width];
         for (Index l = 0; l < width; ++l) {
             x[l] = present[m][l]
                        ? static_cast<Element const*>(in.x) + m * in.stride_modality + (r + l) * in.stride_sample
                        : nullptr;
+            norm[l] = x[l] == nullptr ? 0.0 : length_of(x[l], shape.D);
         }
-        pack_units<T, Element>(x, operands.norm + m * shape.n_padded + r, shape,
-                               operands.unit + m * shape.unit_stride + at);
+        pack_units<T, Element>(x, norm, shape, operands.unit + m * shape.unit_stride + at);
     }
     for (Index p = 0; p < shape.P; ++p) {
         for (Index l = 0; l < width; ++l) {
@@ -373,18 +367,10 @@ inline void digitise_panel(Shape const& shape, Operands<T> const& operands, Inde
             }
         }
         bool const is_mean = i >= shape.M;
-        Index const m = i % shape.M,
-                    cosines_at = m * shape.cosine_digits(shape.whole_panels()) + shape.cosine_digits(r);
-        Index const turned_at = m * shape.gradient_digits(shape.whole_panels()) +
-                                shape.gradient_digits(r / shape.block * shape.block) + r % shape.block / PANEL * STACK;
-        std::int8_t* const turned = is_mean ? operands.turned_columns : operands.turned_rows;
+        Index const at = i % shape.M * shape.cosine_digits(shape.whole_panels()) + shape.cosine_digits(r);
         PanelDigits to{};
-        if (operands.rows_digits != nullptr) {
-            to.rows = is_mean ? nullptr : operands.rows_digits + cosines_at;
-            to.columns = is_mean || shape.pairwise ? operands.columns_digits + cosines_at : nullptr;
-        }
-        to.turned = operands.turned_rows == nullptr ? nullptr : turned + turned_at;
-        to.turned_stride = shape.panels_of_block(r) * STACK;
+        to.rows = is_mean ? nullptr : operands.rows_digits + at;
+        to.columns = is_mean || shape.pairwise ? operands.columns_digits + at : nullptr;
         to.step = operands.step + i * shape.whole_panels() + r;
         make_digits(panel, shape.d_padded, to);
     }

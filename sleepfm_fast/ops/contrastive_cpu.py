@@ -45,11 +45,12 @@ def kept_bytes(x: Tensor, mode: str) -> int:
     item = 8 if x.dtype == torch.float64 else 4
     # An upper bound of contrastive_bytes(...).kept for every instruction set, by operations that symbolic sizes
     # support.
-    samples, in_panels, dimensions = (N + 15) // 16 * 16, N + 63, (D + 15) // 16 * 16
+    samples, in_panels, dimensions = (N + 15) // 16 * 16, N + 63, (D + 63) // 64 * 64
     P = n_problems(M, mode)
-    operands = (M if mode == "pairwise" else 2 * M) * in_panels * dimensions
+    # Numbers, or three bytes each, as both factors of a product.
+    operands = (M * max(item, 6) if mode == "pairwise" else 2 * M * item) * in_panels * dimensions
     tiles = P * samples * (in_panels + 192)
-    n_bytes = (operands + tiles + P * samples) * item + (M + 1) * samples * 8 + 6 * 64
+    n_bytes = operands + (tiles + P * samples) * item + (M + 1) * samples * 8 + 6 * 64
     return n_bytes if n_bytes <= KEEP_AT_MOST_BYTES else 0
 
 

@@ -1,0 +1,202 @@
+// Last step of the contrastive loss's backward pass: from the gradients of unit rows and means, summed over all tiles,
+// to that of x.
+#pragma once
+
+#include "cpu/contrastive_backward_work.h"
+
+namespace sleepfm::SLEEPFM_ISA {
+
+#if defined(SLEEPFM_TILES)
+// The unit rows of WIDTH samples from r on, anew in the thread's memory.
+template <typename T, typename Element>
+inline void restore_units(ContrastiveInput const& in, Shape const& shape, Operands<T> const& operands, Index r) {
+    constexpr Index width = WIDTH<T>;
+    for (Index m = 0; m < shape.M; ++m) {
+        double const* const norm = operands.norm + m * shape.n_padded + r;
+        Element const* x[width];
+        for (Index l = 0; l < width; ++l) {
+            x[l] = norm[l] == 0.0
+                       ? nullptr
+                       : static_cast<Element const*>(in.x) + m * in.stride_modality + (r + l) * in.stride_sample;
+        }
+        pack_units<T, Element>(x, norm, shape, operands.unit + m * shape.unit_stride + shape.place_of_unit(r));
+    }
+}
+#endif
+
+// Adds each modality's part of the other modalities' means (and, on tiles, the own pairs' part) to the gradients of e,
+// de, of WIDTH samples from r on, and sums <e, de>. modalities: shape.M, known so that all lie in registers.
+template <typename T, int modalities>
+inline void add_gradients_of_means(Shape const& shape, BackwardWork<T> const& work, Index r,
+                                   double (*along)[WIDTH<T>]) {
+    constexpr Index width = WIDTH<T>;
+    alignas(64) T share_of[width];
+    for (Index l = 0; l < width; ++l) {
+        Index const n_others = work.operands.n_others[r + l];
+        share_of[l] = n_others > 0 ? T{1} / static_cast<T>(n_others) : T{0};
+    }
+    Vec<T> const share = load<T>(share_of);
+    T const* const unit = work.operands.unit + shape.place_of_unit(r);
+    T* const d_row = work.d_row + shape.place_of_sums(r);
+    Vec<T> along_of_piece[modalities] = {};  // over 16 dimensions in T; these are summed in double
+    // Where a modality is absent its gradients are zero: its rows and columns do not count.
+    auto const over_others = [](Vec<T> const(&values)[modalities], int m) {
+        Vec<T> sum{};
+        for (int other = 0; other < modalities; ++other) {
+            if (other != m) {
+                sum += values[other];
+            }
+        }
+        return sum;
+    };
+    for (Index k = 0; k < shape.D; ++k) {
+        Vec<T> e[modalities], de[modalities], of_mean[modalities];
+        for (int m = 0; m < modalities; ++m) {
+            e[m] = load<T>(unit + m * shape.unit_stride + k * PANEL);
+            de[m] = load<T>(d_row + m * shape.matrix + k * SUMS_PANEL);
+        }
+        if (!shape.pairwise) {
+            for (int m = 0; m < modalities; ++m) {
+                of_mean[m] = load<T>(work.d_column + m * shape.matrix + shape.place_of_sums(r) + k * SUMS_PANEL);
+#if defined(SLEEPFM_TILES)
+                Vec<T> const pull = load<T>(work.pull + m * shape.n_padded + r);
+                de[m] += pull * (share * over_others(e, m));
+                of_mean[m] += pull * e[m];
+#endif
+            }
+            for (int m = 0; m < modalities; ++m) {
+                de[m] += share * over_others(of_mean, m);
+            }
+        }
+#if defined(SLEEPFM_TILES)
+        if (shape.pairwise) {
+            T const* pull = work.pull + r;
+            for (int row = 0; row < modalities; ++row) {
+                for (int column = row + 1; column < modalities; ++column, pull += shape.n_padded) {
+                    de[row] += load<T>(pull) * e[column];
+                    de[column] += load<T>(pull) * e[row];
+                }
+            }
+        }
+#endif
+        for (int m = 0; m < modalities; ++m) {
+            store<T>(d_row + m * shape.matrix + k * SUMS_PANEL, de[m]);
+            along_of_piece[m] += e[m] * de[m];
+        }
+        if (k % 16 == 15 || k + 1 == shape.D) {
+            for (int m = 0; m < modalities; ++m) {
+                alignas(64) T lane[width];
+                store<T>(lane, along_of_piece[m]);
+                for (Index l = 0; l < width; ++l) {
+                    along[m][l] += static_cast<double>(lane[l]);
+                }
+                along_of_piece[m] = Vec<T>{};
+            }
+        }
+    }
+}
+
+// From the gradients of e and o to that of x, for WIDTH samples from r on: dx = (de - e <e, de>) / |x|, once each
+// modality's part of the other modalities' means is in de. What is absent or outside [begin, end) gets zeros.
+template <typename T, typename Element>
+inline void finish_gradients(ContrastiveBackward const& call, Shape const& shape, BackwardWork<T> const& work,
+                             Index r) {
+    constexpr Index width = WIDTH<T>;
+    ContrastiveInput const& in = call.input;
+    bool wanted[MAX_MODALITIES][width];
+    bool any_of[MAX_MODALITIES] = {}, any = false;
+    for (Index m = 0; m < shape.M; ++m) {
+        for (Index l = 0; l < width; ++l) {
+            Index const sample = r + l;
+            wanted[m][l] =
+                sample >= in.begin && sample < in.end && work.operands.n_others[sample] > 0 &&
+                (in.mask == nullptr || in.mask[m * in.mask_stride_modality + sample * in.mask_stride_sample] != 0);
+            any_of[m] = any_of[m] || wanted[m][l];
+            any = any || wanted[m][l];
+            if (sample < shape.N && !wanted[m][l]) {
+                std::memset(static_cast<Element*>(call.gradient_x) + (m * shape.N + sample) * shape.D, 0,
+                            static_cast<std::size_t>(shape.D) * sizeof(Element));
+            }
+        }
+    }
+    if (!any) {
+        return;
+    }
+#if defined(SLEEPFM_TILES)
+    restore_units<T, Element>(in, shape, work.operands, r);
+#endif
+    double along[MAX_MODALITIES][width] = {};
+    switch (shape.M) {
+        case 2: add_gradients_of_means<T, 2>(shape, work, r, along); break;
+        case 3: add_gradients_of_means<T, 3>(shape, work, r, along); break;
+        case 4: add_gradients_of_means<T, 4>(shape, work, r, along); break;
+        case 5: add_gradients_of_means<T, 5>(shape, work, r, along); break;
+        case 6: add_gradients_of_means<T, 6>(shape, work, r, along); break;
+        case 7: add_gradients_of_means<T, 7>(shape, work, r, along); break;
+        default: add_gradients_of_means<T, 8>(shape, work, r, along); break;
+    }
+    for (Index m = 0; m < shape.M; ++m) {
+        if (!any_of[m]) {
+            continue;
+        }
+        T const* const e = work.operands.unit + m * shape.unit_stride + shape.place_of_unit(r);
+        T const* const de = work.d_row + m * shape.matrix + shape.place_of_sums(r);
+        alignas(64) T projection_of[width];
+        alignas(64) T inverse_of[width];
+        for (Index l = 0; l < width; ++l) {
+            double const norm = work.operands.norm[m * shape.n_padded + r + l];
+            projection_of[l] = norm < NORM_FLOOR ? T{0} : static_cast<T>(along[m][l]);
+            inverse_of[l] = static_cast<T>(1.0 / (norm < NORM_FLOOR ? NORM_FLOOR : norm));
+        }
+        Vec<T> const projection = load<T>(projection_of);
+        Vec<T> const inverse = load<T>(inverse_of);
+        alignas(64) T square[width * width];
+        alignas(64) T turned[width * width];
+        for (Index k = 0; k < shape.D; k += width) {
+            Index const n = shape.D - k < width ? shape.D - k : width;
+            for (Index i = 0; i < n; ++i) {
+                Vec<T> dx = (load<T>(de + (k + i) * SUMS_PANEL) - load<T>(e + (k + i) * PANEL) * projection) * inverse;
+#if defined(SLEEPFM_TILES)
+                dx *= work.unscale;
+#endif
+                store<T>(square + i * width, dx);
+            }
+            transpose<T>(square, width, turned, width);
+            for (Index l = 0; l < width; ++l) {
+                if (!wanted[m][l]) {
+                    continue;
+                }
+                auto* const out = static_cast<Element*>(call.gradient_x) + (m * shape.N + r + l) * shape.D + k;
+                T const* const row = turned + l * width;
+                if (n == width) {
+                    Element whole[width];
+                    for (Index i = 0; i < width; ++i) {
+                        narrow(row[i], whole[i]);
+                    }
+                    std::memcpy(out, whole, sizeof whole);
+                } else {
+                    for (Index i = 0; i < n; ++i) {
+                        narrow(row[i], out[i]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+// finish_gradients for the type of x.
+template <typename T>
+inline void finish_group(ContrastiveBackward const& call, Shape const& shape, BackwardWork<T> const& work, Index r) {
+    ContrastiveInput const& in = call.input;
+    if constexpr (sizeof(T) == 8) {
+        finish_gradients<T, double>(call, shape, work, r);
+    } else if (in.dtype == DType::bf16) {
+        finish_gradients<T, BFloat16>(call, shape, work, r);
+    } else if (in.dtype == DType::f16) {
+        finish_gradients<T, Float16>(call, shape, work, r);
+    } else {
+        finish_gradients<T, float>(call, shape, work, r);
+    }
+}
+
+}  // namespace sleepfm::SLEEPFM_ISA
