@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from sleepfm_fast import embed, probe, report, train
 from sleepfm_fast.__main__ import COMMANDS
 from sleepfm_fast.batches import ClipInput, InputConfig
-from sleepfm_fast.cli.given_paths import TakesPaths, as_path, choices_of
+from sleepfm_fast.cli.given_paths import TakesPaths, as_path, choices_of, plain_kinds_of
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.embeddings import Embeddings
 from sleepfm_fast.errors import SleepfmError
@@ -56,6 +57,60 @@ def test_every_command_makes_paths_of_texts(name, home):
     assert again == made
     with pytest.raises(TypeError, match=rf"{fields[0].name} is 7; expected a path, as text or pathlib.Path"):
         config(**{**needed, **given, fields[0].name: 7})
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain(TakesPaths):
+    n: int = 1
+    share: float = 0.5
+    limit: int | None = None
+    overwrite: bool = False
+    title: str = ""
+    sizes: tuple[int, ...] = ()
+    shares: tuple[float, ...] | None = None
+
+
+def test_numbers_switches_and_texts_are_looked_at():
+    made = Plain(np.int64(3), np.float32(0.25), np.int8(4), True, np.str_("a"), [1, np.int64(2)], [1, 0.5])
+    assert made == Plain(3, 0.25, 4, True, "a", (1, 2), (1, 0.5))
+    kinds = [type(getattr(made, field.name)) for field in dataclasses.fields(made)]
+    assert kinds == [int, float, int, bool, str, tuple, tuple]
+    assert [type(n) for n in made.sizes] == [int, int]
+    assert repr(Plain(share=1)) == repr(dataclasses.replace(Plain(share=1)))
+    assert type(Plain(share=1).share) is int  # as given: it is written into configurations
+    for given, expected in (
+        ({"n": "64"}, "n is '64'; expected an integer."),
+        ({"n": 2.0}, "n is 2.0; expected an integer."),
+        ({"n": True}, "n is True; expected an integer."),
+        ({"n": None}, "n is None; expected an integer."),
+        ({"limit": "5"}, "limit is '5'; expected an integer."),
+        ({"share": "a"}, "share is 'a'; expected a number."),
+        ({"share": None}, "share is None; expected a number."),
+        ({"overwrite": 1}, "overwrite is 1; expected True or False."),
+        ({"overwrite": "no"}, "overwrite is 'no'; expected True or False."),
+        ({"title": 3}, "title is 3; expected text."),
+        ({"sizes": 5}, "sizes is 5; expected an integer each, in a tuple."),
+        ({"sizes": (5, "6")}, "sizes is (5, '6'); expected an integer each, in a tuple."),
+        ({"shares": "0.5"}, "shares is '0.5'; expected a number each, in a tuple."),
+    ):
+        with pytest.raises(TypeError) as refused:
+            Plain(**given)
+        assert str(refused.value) == expected
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_looks_at_its_numbers(name):
+    config = importlib.import_module(f"sleepfm_fast.{name}").Config
+    kinds = plain_kinds_of(config)
+    numbers = re.compile(r"(Annotated\[)?(int|float|bool)\b")
+    expected = {f.name for f in dataclasses.fields(config) if numbers.match(str(f.type))}
+    assert expected or name == "import_checkpoint"
+    assert expected <= set(kinds)
+    needed = {name: choices[0] for name, (choices, several) in choices_of(config).items() if not several}
+    needed |= {f.name: "A" for f in dataclasses.fields(config) if "Path" in str(f.type)}
+    for option in expected:
+        with pytest.raises(TypeError, match=rf"^{option} is 'x'; expected (an integer|a number|True or False)\.$"):
+            config(**{**needed, option: "x"})
 
 
 def test_commands_called_with_texts(cohort_store, tmp_path, monkeypatch):

@@ -1,8 +1,9 @@
-"""Options as a program gives them, at which no parser has looked: paths as text, ``~`` for the home folder, choices."""
+"""Options as a program gives them, at which no parser has looked: numbers, choices, paths as text, ``~`` for home."""
 
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import os
 import types
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from sleepfm_fast.errors import SleepfmError
 
-__all__ = ["TakesPaths", "as_path", "choices_of"]
+__all__ = ["TakesPaths", "as_path", "choices_of", "plain_kinds_of"]
 
 
 def as_path(given: str | os.PathLike[str]) -> Path:
@@ -43,6 +44,29 @@ def choices_of(config: type) -> dict[str, tuple[tuple[Any, ...], bool]]:
     return found
 
 
+# Of a kind of value: how a refusal calls it, and what else than itself becomes it.
+PLAIN: dict[type, tuple[str, type | tuple[type, ...]]] = {
+    bool: ("True or False", ()),
+    int: ("an integer", numbers.Integral),
+    float: ("a number", numbers.Real),
+    str: ("text", ()),
+}
+
+
+@cache
+def plain_kinds_of(config: type) -> dict[str, tuple[type, bool, bool]]:
+    """For every option of a command that is a number, a switch or text: which, if several, and if it may be None."""
+    found = {}
+    for name, hint in get_type_hints(config, include_extras=True).items():
+        kinds = list(kinds_of(hint))
+        others = [kind for kind in kinds if kind is not type(None)]
+        several = [get_origin(kind) is tuple for kind in others] == [True]
+        one = [*get_args(others[0])][:1] if several else others
+        if len(one) == 1 and one[0] in PLAIN:
+            found[name] = (one[0], several, type(None) in kinds)
+    return found
+
+
 def kinds_of(hint: Any) -> Iterator[Any]:
     """What a hint allows, without what is said beside it."""
     if get_origin(hint) is Annotated:
@@ -55,15 +79,17 @@ def kinds_of(hint: Any) -> Iterator[Any]:
 
 
 class TakesPaths:
-    """A command's ``Config``, from a notebook as from a shell: its paths may be texts, its choices are looked at."""
+    """A command's ``Config``, from a notebook as from a shell: its paths may be texts, all values are looked at."""
 
     def __post_init__(self) -> None:
         """Make paths of what was given for fields that are paths; one path stands for a tuple of one.
 
+        Numbers of NumPy become Python's, and lists tuples.
+
         Raises
         ------
         TypeError
-            When it is neither text nor a path.
+            When a path is neither text nor a path, or a value not of the option's type.
         SleepfmError
             When a value is none of an option's choices.
         """
@@ -87,6 +113,22 @@ class TakesPaths:
             else:
                 taken = self._path(field.name, value)
             object.__setattr__(self, field.name, taken)
+        for name, (plain, several, optional) in plain_kinds_of(type(self)).items():  # type: ignore[arg-type]
+            value = getattr(self, name)
+            if optional and value is None:
+                continue
+            if several and isinstance(value, tuple | list):
+                taken = tuple(self._plain(name, entry, plain, value, several) for entry in value)
+            else:
+                taken = self._plain(name, None if several else value, plain, value, several)
+            object.__setattr__(self, name, taken)
+
+    def _plain(self, name: str, value: Any, kind: type, given: Any, several: bool) -> Any:
+        called, others = PLAIN[kind]
+        if (isinstance(value, bool) and kind is not bool) or not isinstance(value, (kind, others)):
+            expected = f"{called} each, in a tuple" if several else called
+            raise TypeError(f"{name} is {given!r}; expected {expected}.")
+        return value if type(value) in PLAIN else kind(value)
 
     def _path(self, name: str, value: Any) -> Path:
         if not isinstance(value, str | os.PathLike):
