@@ -34,7 +34,9 @@ def _no_batch_is_small(monkeypatch):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("N", [1, 17, 33, 47, 49, 63, 64, 65, 127, 129, 191, 192, 193, 255, 257, 511, 512, 513])
+@pytest.mark.parametrize(
+    "N", [1, 17, 33, 47, 49, 63, 64, 65, 127, 129, 191, 192, 193, 255, 257, 385, 511, 512, 513, 1025]
+)
 def test_samples_around_blocks(N, mode):
     for D, masked in ((17, False), (48, True)):
         mask = random_mask(3, N, seed=N) if masked else None
