@@ -26,6 +26,7 @@ pytestmark = pytest.mark.skipif(
 # Says which instruction set is in use, and the bits of an evaluation.
 REPORT = """
 def report():
+    global sleepfm_fast, t
     import hashlib, sleepfm_fast, test_tiles_in_a_process as t
     bits = hashlib.sha256(t.evaluation().numpy().tobytes()).hexdigest()
     print(sleepfm_fast.build_info()["cpu_instruction_set_in_use"], bits, flush=True)
@@ -76,6 +77,16 @@ if child == 0:
 assert os.waitpid(child, 0)[1] == 0
 """
 
+# Whether Linux gives the process tiles: bit 18 of ARCH_GET_XCOMP_PERM.
+PERMISSION = """
+import ctypes
+report()
+t.contrast(), t.train_block()
+features = ctypes.c_uint64()
+assert ctypes.CDLL(None).syscall(158, 0x1022, ctypes.byref(features)) == 0
+print("amx" in sleepfm_fast.build_info()["cpu_instruction_sets"], features.value >> 18 & 1)
+"""
+
 
 def evaluation():
     x, *weights = arguments(DIMS)
@@ -102,6 +113,13 @@ def test_where_the_system_refuses_tiles_there_are_vectors(code):
 @pytest.mark.parametrize("code", [THREAD_STARTED_BEFORE, FORKED])
 def test_permission_is_that_of_all_threads_and_of_children(code):
     assert reported(code) == reported("report()", "amx")
+
+
+@pytest.mark.parametrize("instruction_set", ["portable", "avx2", "avx512", "avx512_bf16", "amx", ""])
+def test_permission_is_asked_for_only_where_tiles_are_the_choice(instruction_set):
+    in_use, _, offered, granted = reported(PERMISSION, instruction_set)
+    assert (in_use, offered) == (instruction_set or "amx", "True")
+    assert granted == str(int(in_use == "amx"))
 
 
 @pytest.fixture(scope="module")

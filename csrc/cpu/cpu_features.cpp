@@ -1,7 +1,9 @@
 #include "cpu/cpu_features.h"
 
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <string>
 #if defined(SLEEPFM_WITH_AMX) && defined(SLEEPFM_WITH_AVX)
 #include <cpuid.h>
 #include <sys/syscall.h>
@@ -14,18 +16,37 @@ namespace sleepfm {
 
 namespace {
 
+// What the user chose; empty: nothing.
+std::string wanted_isa() {
+    char const* wanted = std::getenv("SLEEPFM_CPU");
+    return wanted == nullptr ? "" : wanted;
+}
+
 #if defined(SLEEPFM_WITH_AMX) && defined(SLEEPFM_WITH_AVX)
-// Whether the processor multiplies tiles of bfloat16 and of bytes, and Linux lets this process use them, which it has
-// to be asked for (Linux 5.16 and later): a thread's tiles are 8 KB of state that would else be saved for everyone.
-bool may_use_tiles() {
+bool multiplies_tiles() {
     unsigned a = 0, b = 0, c = 0, d = 0;
     constexpr unsigned AMX_BF16 = 1U << 22, AMX_TILE = 1U << 24, AMX_INT8 = 1U << 25;  // of edx
-    if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & AMX_BF16) == 0 || (d & AMX_TILE) == 0 ||
-        (d & AMX_INT8) == 0) {
-        return false;
+    constexpr unsigned NEEDED = AMX_BF16 | AMX_TILE | AMX_INT8;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & NEEDED) == NEEDED;
+}
+
+// Whether the processor multiplies tiles of bfloat16 and of bytes, and Linux lets this process use them, which it has
+// to be asked for (Linux 5.16 and later): a thread's tiles are 8 KB of state that would else be saved for everyone. For
+// a user who chose another instruction set Linux is not asked, only whether it grants tiles at all.
+bool may_use_tiles() {
+    constexpr long OFFERED = 0x1021, REQUEST = 0x1023;  // ARCH_GET_XCOMP_SUPP, ARCH_REQ_XCOMP_PERM
+    constexpr long TILE_DATA = 18;                      // XFEATURE_XTILEDATA
+    std::string const wanted = wanted_isa();
+    if (wanted.empty() || wanted == "amx") {
+        static bool const granted = multiplies_tiles() && syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+        return granted;
     }
-    constexpr long REQUEST = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-    return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+    static bool const offered = [] {
+        std::uint64_t features = 0;
+        return multiplies_tiles() && syscall(SYS_arch_prctl, OFFERED, &features) == 0 &&
+               (features >> TILE_DATA & 1U) != 0;
+    }();
+    return offered;
 }
 #endif
 
@@ -43,8 +64,7 @@ Isa detect() {
 #if defined(SLEEPFM_WITH_AVX512_BF16)
         if (__builtin_cpu_supports("avx512bf16")) {
 #if defined(SLEEPFM_WITH_AMX)
-            static bool const has_tiles = may_use_tiles();
-            if (has_tiles) {
+            if (may_use_tiles()) {
                 return Isa::amx;
             }
 #endif
@@ -96,8 +116,8 @@ std::vector<std::string> available_isas() {
 
 Isa best_isa() {
     Isa const detected = detect();
-    char const* wanted = std::getenv("SLEEPFM_CPU");
-    if (wanted == nullptr || *wanted == '\0') {
+    std::string const wanted = wanted_isa();
+    if (wanted.empty()) {
         return detected;
     }
     Isa chosen = Isa::portable;
@@ -105,7 +125,7 @@ Isa best_isa() {
     std::string choices;
     for_available(detected, [&](Isa isa) {
         choices += std::string(" ") + isa_name(isa);
-        if (std::strcmp(wanted, isa_name(isa)) == 0) {
+        if (wanted == isa_name(isa)) {
             chosen = isa;
             is_available = true;
         }

@@ -18,6 +18,7 @@ enum class Isa : int { portable = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3, amx 
 
 // The best instruction set that processor, system and build offer. The environment variable SLEEPFM_CPU chooses a lower
 // one by its name, by which the tests run every variant; one that is not offered is refused (std::invalid_argument).
+// Linux gives the process permission for tiles only where they are the choice.
 Isa best_isa();
 
 char const* isa_name(Isa isa);
