@@ -156,7 +156,8 @@ def run(
     -------
     int
         0 done, 1 failed (a :class:`SleepfmError`, what the system refused, or an error of the program was reported),
-        2 wrong usage (the parser's, or a :class:`UsageError`), 130 interrupted, 128 and the number of another signal that stopped it.
+        2 wrong usage (the parser found it, or a :class:`UsageError`), 130 interrupted, 128 and the number of another
+        signal that stopped it.
     """
     return finish(attempt(config_type, main, argv, interrupted, rank, following))
 
