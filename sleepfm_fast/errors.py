@@ -5,7 +5,15 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
-__all__ = ["CompiledModuleError", "SleepfmError", "is_own_source", "is_refusal", "refused_by_system", "unreadable"]
+__all__ = [
+    "CompiledModuleError",
+    "SleepfmError",
+    "UsageError",
+    "is_own_source",
+    "is_refusal",
+    "refused_by_system",
+    "unreadable",
+]
 
 NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 READABLE_AFTER = {
@@ -20,6 +28,10 @@ READABLE_AFTER = {
 
 class SleepfmError(Exception):
     """A sentence for the user: what was given, what was expected, the choices, what to do."""
+
+
+class UsageError(SleepfmError):
+    """Arguments that no run of the command could be made of: a command exits with status 2."""
 
 
 class CompiledModuleError(SleepfmError, ImportError):

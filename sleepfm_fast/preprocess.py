@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from sleepfm_fast.cli.command import run, say
+from sleepfm_fast.cli.command import run
 from sleepfm_fast.cli.given_paths import TakesPaths
 from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.option_effects import Effect, only_with, only_without, refuse_without_effect
@@ -22,7 +22,7 @@ from sleepfm_fast.cohorts.ingest import Cohort, Request, ingest
 from sleepfm_fast.cohorts.participant_tables import read_tables
 from sleepfm_fast.cohorts.shards import parse_shard
 from sleepfm_fast.cohorts.store_inputs import inputs_of
-from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.errors import SleepfmError, UsageError
 from sleepfm_fast.execution.parallel import Backend, open_engine
 from sleepfm_fast.reporting.following import after_preprocess
 from sleepfm_fast.runs.montage_source import montage_like
@@ -107,10 +107,7 @@ class Config(TakesPaths):
 
 def main(config: Config) -> dict[str, Any]:
     """Run the command; the result is its JSON line."""
-    wrong = wrong_usage(config)
-    if wrong is not None:
-        say(f"error: {wrong} See `python -m sleepfm_fast.preprocess --help`.")
-        return {"error": wrong, "exit_status": 2}
+    refuse_wrong_usage(config)
     if config.labels is not None and not config.labels.exists():
         raise SleepfmError(f"--labels {config.labels}: there is no such file or folder.")
     shard = None if config.shard is None else parse_shard(config.shard)
@@ -154,22 +151,25 @@ def main(config: Config) -> dict[str, Any]:
         return summarise(store.resolve(), outcome, tables, shard, config.like)
 
 
-def wrong_usage(config: Config) -> str | None:
+def refuse_wrong_usage(config: Config) -> None:
+    see = "See `python -m sleepfm_fast.preprocess --help`."
     if not config.inspect and len(config.paths) < 2:
-        return "recordings and a store are needed: preprocess FILES-OR-FOLDER... STORE, or --inspect FILES-OR-FOLDER."
+        raise UsageError(
+            "recordings and a store are needed: preprocess FILES-OR-FOLDER... STORE, or --inspect FILES-OR-FOLDER. "
+            f"{see}"
+        )
     if not config.paths:
-        return "--inspect needs files or a folder."
+        raise UsageError(f"--inspect needs files or a folder. {see}")
     if not config.inspect and config.paths[-1].is_file():
-        return (
+        raise UsageError(
             f"the last path names the store, a folder to write, but {config.paths[-1]} is a file. Put the store's name "
-            "behind the recordings, or --inspect before them to look at them only."
+            f"behind the recordings, or --inspect before them to look at them only. {see}"
         )
     try:
         refuse_negative_workers(config.workers)
         refuse_without_effect(config)
     except SleepfmError as error:
-        return str(error)
-    return None
+        raise UsageError(f"{error} {see}") from None
 
 
 def cli(argv: Sequence[str] | None = None) -> int:

@@ -24,7 +24,7 @@ from sleepfm_fast.cli.given_paths import TakesPaths
 from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.path_kinds import Kind
-from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.errors import SleepfmError, UsageError
 from sleepfm_fast.plurals import counted
 from sleepfm_fast.system import processors
 
@@ -258,11 +258,10 @@ def reproduced(config: Config) -> dict[str, Any]:
     from sleepfm_fast.storage.claims import claim_to_write
 
     if len(config.paths) not in (1, 2):
-        say("error: give [STORE] OUT. See `python -m sleepfm_fast.reproduce --help`.")
-        return {
-            "error": f"{counted(len(config.paths), 'path was', 'paths were')} given; expected [STORE] OUT",
-            "exit_status": 2,
-        }
+        raise UsageError(
+            f"{counted(len(config.paths), 'path was', 'paths were')} given; expected [STORE] OUT. See "
+            "`python -m sleepfm_fast.reproduce --help`."
+        )
     started = time.monotonic()
     layout = reproduce_plan.Layout(config.paths[-1])
     settings = settings_of(config, chosen_preset(config))

@@ -71,7 +71,7 @@ class Plain(TakesPaths):
 
 
 def test_numbers_switches_and_texts_are_looked_at():
-    made = Plain(np.int64(3), np.float32(0.25), np.int8(4), True, np.str_("a"), [1, np.int64(2)], [1, 0.5])
+    made = Plain(np.int64(3), np.float32(0.25), np.int8(4), np.True_, np.str_("a"), [1, np.int64(2)], [1, 0.5])
     assert made == Plain(3, 0.25, 4, True, "a", (1, 2), (1, 0.5))
     kinds = [type(getattr(made, field.name)) for field in dataclasses.fields(made)]
     assert kinds == [int, float, int, bool, str, tuple, tuple]
@@ -82,8 +82,10 @@ def test_numbers_switches_and_texts_are_looked_at():
         ({"n": "64"}, "n is '64'; expected an integer."),
         ({"n": 2.0}, "n is 2.0; expected an integer."),
         ({"n": True}, "n is True; expected an integer."),
+        ({"n": np.False_}, f"n is {np.False_!r}; expected an integer."),
+        ({"n": np.float64(2)}, f"n is {np.float64(2)!r}; expected an integer."),
         ({"n": None}, "n is None; expected an integer."),
-        ({"limit": "5"}, "limit is '5'; expected an integer."),
+        ({"limit": "5"}, "limit is '5'; expected an integer or None."),
         ({"share": "a"}, "share is 'a'; expected a number."),
         ({"share": None}, "share is None; expected a number."),
         ({"overwrite": 1}, "overwrite is 1; expected True or False."),
@@ -91,7 +93,7 @@ def test_numbers_switches_and_texts_are_looked_at():
         ({"title": 3}, "title is 3; expected text."),
         ({"sizes": 5}, "sizes is 5; expected an integer each, in a tuple."),
         ({"sizes": (5, "6")}, "sizes is (5, '6'); expected an integer each, in a tuple."),
-        ({"shares": "0.5"}, "shares is '0.5'; expected a number each, in a tuple."),
+        ({"shares": "0.5"}, "shares is '0.5'; expected a number each, in a tuple, or None."),
     ):
         with pytest.raises(TypeError) as refused:
             Plain(**given)
@@ -109,7 +111,9 @@ def test_every_command_looks_at_its_numbers(name):
     needed = {name: choices[0] for name, (choices, several) in choices_of(config).items() if not several}
     needed |= {f.name: "A" for f in dataclasses.fields(config) if "Path" in str(f.type)}
     for option in expected:
-        with pytest.raises(TypeError, match=rf"^{option} is 'x'; expected (an integer|a number|True or False)\.$"):
+        with pytest.raises(
+            TypeError, match=rf"^{option} is 'x'; expected (an integer|a number|True or False)( or None)?\.$"
+        ):
             config(**{**needed, option: "x"})
 
 

@@ -16,7 +16,7 @@ from sleepfm_fast.embeddings import Embeddings
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter
 from sleepfm_fast.evaluation.predicted_nights import agreement, beside_scorer
-from sleepfm_fast.evaluation.predictions import edf_annotations, stage_spans
+from sleepfm_fast.evaluation.predictions import edf_annotations, file_stems, stage_spans
 from sleepfm_fast.results import read_result
 from sleepfm_fast.scoring.labels import clip_labels
 from sleepfm_fast.scoring.sleep_figures import night_figures
@@ -63,6 +63,14 @@ def test_test_clips_get_the_probes_own_probabilities(fitted, tmp_path, capsys):
         assert (row["subject"], row["recording"]) == (f"s{clip // 20:03d}", f"s{clip // 20:03d}_night1")
         assert float(row["onset_s"]) == 30 * (clip % 20)
     assert sum(done["predicted"].values()) == len(rows)
+
+
+def test_every_recording_has_files_of_its_own():
+    """Joined stores put a slash into names; another recording may have the name that is left without it."""
+    assert file_stems(["b", "a/b", "a/c"]) == {"b": "b", "a/b": "a-b", "a/c": "a-c"}
+    for names in (["a/b-2", "a/b", "a-b", "a-b-2"], ["a-b-2", "a-b", "a/b", "a/b-2"]):
+        assert file_stems(names) == {"a-b": "a-b", "a-b-2": "a-b-2", "a/b": "a-b-3", "a/b-2": "a-b-2-2"}
+    assert file_stems(["a/b-c", "a-b/c"]) == {"a-b/c": "a-b-c", "a/b-c": "a-b-c-2"}
 
 
 def test_people_of_another_store_whom_the_probe_knows_are_said(fitted, tmp_path, capsys):

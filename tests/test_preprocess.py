@@ -17,7 +17,8 @@ import sleepfm_fast.cohorts.night
 from sleepfm_fast.clips import ClipStore, ClipStoreError
 from sleepfm_fast.cohorts.manifest import read_manifest
 from sleepfm_fast.edf import read_recording
-from sleepfm_fast.preprocess import cli
+from sleepfm_fast.errors import UsageError
+from sleepfm_fast.preprocess import Config, cli, main
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -384,6 +385,10 @@ def test_wrong_usage(cohort: Path, tmp_path: Path, capsys) -> None:
     assert cli([str(cohort / "a1.edf"), str(cohort / "a2.edf")]) == 2  # as of NIGHTS/*.edf
     assert "a2.edf is a file. Put the store's name behind the recordings, or --inspect" in capsys.readouterr().err
     assert preprocess(capsys, "--inspect")[0] == 2
+    with pytest.raises(UsageError, match=r"a2\.edf is a file"):
+        main(Config((cohort / "a1.edf", cohort / "a2.edf")))
+    with pytest.raises(UsageError, match=r"--json .* has no effect without --inspect"):
+        main(Config((cohort, tmp_path / "s"), json=tmp_path / "j"))
     assert preprocess(capsys, cohort, tmp_path / "s", "--montage", "none-such")[0] == 2
     assert preprocess(capsys, tmp_path / "nowhere", tmp_path / "s")[0] == 1
     assert preprocess(capsys, cohort, tmp_path / "s", "--labels", tmp_path / "nowhere")[0] == 1

@@ -13,7 +13,7 @@ from called import last_json
 from synthetic_embeddings import columns_of, write_folder
 
 from sleepfm_fast import reproduce
-from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.errors import SleepfmError, UsageError
 from sleepfm_fast.reproduction import cost as reproduce_cost
 from sleepfm_fast.reproduction import paper_tables
 from sleepfm_fast.reproduction import plan as reproduce_plan
@@ -84,7 +84,9 @@ def test_what_is_no_table_is_refused_with_the_choices(text):
 
 def test_wrong_usage_is_told_from_failure(tmp_path, capsys):
     assert reproduce.cli(["a", "b", "c"]) == 2
-    assert "[STORE] OUT" in capsys.readouterr().err
+    assert "3 paths were given; expected [STORE] OUT" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="0 paths were given"):
+        reproduce.main(reproduce.Config(()))
     for options, words in (
         (["--tables", "none", "--figures", "none", "--sizes"], "nothing to reproduce"),
         (["--tables", "1"], "there is no 1 to reproduce"),

@@ -21,7 +21,7 @@ from sleepfm_fast.cli.interruption import SENTENCE, Stopped, leave_to_python, st
 from sleepfm_fast.cli.json_text import is_encodable, to_text
 from sleepfm_fast.cli.misplaced import refuse_misplaced
 from sleepfm_fast.cli.option_effects import given_options, refuse_without_effect
-from sleepfm_fast.errors import SleepfmError, is_own_source, refused_by_system
+from sleepfm_fast.errors import SleepfmError, UsageError, is_own_source, refused_by_system
 
 __all__ = ["finish", "printable", "run", "say", "to_json"]
 
@@ -156,7 +156,8 @@ def run(
     -------
     int
         0 done, 1 failed (a :class:`SleepfmError`, what the system refused, or an error of the program was reported),
-        2 wrong usage, 130 interrupted, 128 and the number of another signal that stopped it.
+        2 wrong usage (the parser found it, or a :class:`UsageError`), 130 interrupted, 128 and the number of another
+        signal that stopped it.
     """
     return finish(attempt(config_type, main, argv, interrupted, rank, following))
 
@@ -195,7 +196,7 @@ def attempt(
             result = main(config)
     except SleepfmError as error:
         say(f"{who}error: {error}")
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     except OSError as error:
         say(f"{who}error: {refused_by_system(error)}.")
         return 1

@@ -84,7 +84,7 @@ class TakesPaths:
     def __post_init__(self) -> None:
         """Make paths of what was given for fields that are paths; one path stands for a tuple of one.
 
-        Numbers of NumPy become Python's, and lists tuples.
+        Numbers and truth values of NumPy become Python's, and lists tuples.
 
         Raises
         ------
@@ -118,16 +118,19 @@ class TakesPaths:
             if optional and value is None:
                 continue
             if several and isinstance(value, tuple | list):
-                taken = tuple(self._plain(name, entry, plain, value, several) for entry in value)
+                taken = tuple(self._plain(name, entry, plain, value, several, optional) for entry in value)
             else:
-                taken = self._plain(name, None if several else value, plain, value, several)
+                taken = self._plain(name, None if several else value, plain, value, several, optional)
             object.__setattr__(self, name, taken)
 
-    def _plain(self, name: str, value: Any, kind: type, given: Any, several: bool) -> Any:
+    def _plain(self, name: str, value: Any, kind: type, given: Any, several: bool, optional: bool) -> Any:
         called, others = PLAIN[kind]
+        if getattr(value, "ndim", None) == 0:  # NumPy's truth values are of no type that Python knows
+            value = value.item()
         if (isinstance(value, bool) and kind is not bool) or not isinstance(value, (kind, others)):
             expected = f"{called} each, in a tuple" if several else called
-            raise TypeError(f"{name} is {given!r}; expected {expected}.")
+            or_none = (", or None" if several else " or None") if optional else ""
+            raise TypeError(f"{name} is {given!r}; expected {expected}{or_none}.")
         return value if type(value) in PLAIN else kind(value)
 
     def _path(self, name: str, value: Any) -> Path:

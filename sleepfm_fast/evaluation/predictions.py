@@ -148,6 +148,7 @@ def write_predictions(
         if kind is not None:
             (folder / kind.folder).mkdir()
         n_nights = len(np.unique(found.recording))
+        stems = file_stems(found.recordings[i] for i in np.unique(found.recording).tolist())
         for rows in progress_bar(_nights(found), total=n_nights, desc="write", unit="night"):
             name, onsets = found.recordings[found.recording[rows[0]]], found.onset_s[rows].tolist()
             classes = [words[i] for i in rows.tolist()]
@@ -155,7 +156,7 @@ def write_predictions(
             if kind is None:
                 continue
             spans = kind.spans(onsets, classes)
-            stem = name.replace("/", "-")  # names of joined stores have a slash: training/night1
+            stem = stems[name]
             text = kind.table(onsets, classes) if kind.table is not None else table_of(spans)
             _write(folder / kind.folder / f"{stem}-{kind.ending.lower()}.csv", text.encode())
             if name in starts:
@@ -181,6 +182,24 @@ def write_predictions(
     say(f"wrote {path}")
     result: dict[str, Any] = plain(full)
     return result
+
+
+def file_stems(recordings: Iterable[str]) -> dict[str, str]:
+    """Return a name without a slash, which joined stores have (training/night1), for the files of each recording.
+
+    Where two would share one (``a/b`` and ``a-b``), the name without a slash keeps it, and the others are numbered.
+    """
+    stems: dict[str, str] = {}
+    taken = set(names := sorted(recordings))
+    for name in names:
+        stem = wanted = name.replace("/", "-")
+        number = 1
+        while stem != name and stem in taken:
+            number += 1
+            stem = f"{wanted}-{number}"
+        taken.add(stem)
+        stems[name] = stem
+    return stems
 
 
 def _nights(found: Predicted) -> Iterator[npt.NDArray[np.int64]]:
