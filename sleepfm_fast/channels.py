@@ -44,7 +44,6 @@ __all__ = [
     "fits",
     "kind_of",
     "likely_slot",
-    "montage_named",
     "passed_over",
     "passed_over_text",
     "resolve_auto",
@@ -86,20 +85,6 @@ class Assignment:
     unit: str
     unit_scale: float
     issues: tuple[str, ...] = ()
-
-
-def montage_named(name: str) -> Montage:
-    """Return a montage by its name.
-
-    Raises
-    ------
-    ChannelError
-        When there is none; lists the choices.
-    """
-    if name in MONTAGES:
-        return MONTAGES[name]
-    hint = " ('auto' is made from a cohort's signals by resolve_auto)" if name == "auto" else ""
-    raise ChannelError(f"there is no montage '{name}'{hint}; choose one of: {', '.join(sorted(MONTAGES))}, auto.")
 
 
 def assign(signals: Sequence[Signal], montage: Montage, *, trusted: Collection[int] = ()) -> tuple[Assignment, ...]:

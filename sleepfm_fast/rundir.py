@@ -97,7 +97,7 @@ def in_order(data: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + data[8 + n :]
 
 
-def read_checkpoint(path: Path, device: str = "cpu") -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read what :func:`write_checkpoint` wrote.
 
     Raises
@@ -105,7 +105,7 @@ def read_checkpoint(path: Path, device: str = "cpu") -> tuple[dict[str, torch.Te
     SleepfmError
         When the file is missing, damaged, or lacks the state.
     """
-    tensors, metadata = read_safetensors(path, device)
+    tensors, metadata = read_safetensors(path)
     if "state" not in metadata:
         raise SleepfmError(f"the safetensors file {path} holds no sleepfm_fast state; it was not written by train.")
     return tensors, state_in(path, metadata)
@@ -122,7 +122,7 @@ def state_in(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     return state
 
 
-def read_tensors(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Read the tensors of any safetensors file.
 
     Raises
@@ -130,10 +130,10 @@ def read_tensors(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
     SleepfmError
         When the file is missing or damaged.
     """
-    return read_safetensors(path, device)[0]
+    return read_safetensors(path)[0]
 
 
-def read_safetensors(path: Path, device: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Read tensors and metadata."""
     from safetensors import SafetensorError, safe_open
 
@@ -144,7 +144,7 @@ def read_safetensors(path: Path, device: str) -> tuple[dict[str, torch.Tensor], 
     if not is_encodable(str(path), "utf-8"):  # safetensors takes no other name
         raise SleepfmError(f"the name {os.fsencode(path)!r} is not valid UTF-8. Rename the folder.")
     try:
-        with safe_open(str(path), framework="pt", device=device) as file:
+        with safe_open(str(path), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             return tensors, file.metadata() or {}
     except (SafetensorError, ValueError, OSError) as error:
