@@ -290,7 +290,9 @@ void backward(ContrastiveBackward const& call) {
 #endif
         SLEEPFM_OMP(omp for schedule(static))
         for (Index group = 0; group < n_groups; ++group) {
-            finish_group<T>(call, shape, own, group * width);
+            with_element<T>(in.dtype, [&](auto element) {
+                finish_gradients<T, decltype(element)>(call, shape, own, group * width);
+            });
         }
     }
     double slope = 0.0;

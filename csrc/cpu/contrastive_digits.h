@@ -262,7 +262,7 @@ inline void multiply_cosines(Index n_rows, Index n_columns, Index n_chunks, std:
                              std::int8_t const* b, float const* b_step, float* tile) {
     DigitProducts products;
     for (Index k = 0; k < n_chunks; k += PIECE_CHUNKS) {
-        Index const n_here = n_chunks - k < PIECE_CHUNKS ? n_chunks - k : PIECE_CHUNKS;
+        Index const n_here = least(n_chunks - k, PIECE_CHUNKS);
         multiply_piece(products, n_rows, n_columns, n_here, a + k * STACK, n_chunks * STACK, STACK, a_step,
                        b + k * STACK, n_chunks * STACK, b_step, tile, PANEL, n_rows * PANEL, k > 0);
     }
@@ -342,7 +342,7 @@ inline void turn_block(Index n_panels, Index n_dim, std::int8_t const* from, boo
                     stack[g] = turned[g];
                 }
             }
-            Index const left = (n_dim - chunk * CHUNK) / 4, n_quads = left < GROUP ? left : GROUP;
+            Index const left = (n_dim - chunk * CHUNK) / 4, n_quads = least(left, GROUP);
             for (Index i = 0; i < DIGITS * n_quads; ++i) {
                 // The bytes of a word are a quad of dimensions, and become four samples of a dimension.
                 Index const digit = i / n_quads, quad = i % n_quads, at = digit * TILE_BYTES + quad * 64;
@@ -402,7 +402,7 @@ inline void make_row_digits(Index n_rows, Index n_columns, float const* tile, fl
         alignas(64) float inverse[GROUP];
         store<float>(inverse, scale.inverse);
         for (Index chunk = 0; chunk < n_chunks; ++chunk) {
-            Index const c0 = chunk * CHUNK, n_here = n_columns - c0 < CHUNK ? n_columns - c0 : CHUNK;
+            Index const c0 = chunk * CHUNK, n_here = least(n_columns - c0, CHUNK);
             for (Index i = 0; i < GROUP; ++i) {
                 float const* const row = tile + (chunk * n_rows + first + i) * PANEL;
                 auto const integer = [&](Index c) {

@@ -15,9 +15,7 @@ inline void restore_units(ContrastiveInput const& in, Shape const& shape, Operan
         double const* const norm = operands.norm + m * shape.n_padded + r;
         Element const* x[width];
         for (Index l = 0; l < width; ++l) {
-            x[l] = norm[l] == 0.0
-                       ? nullptr
-                       : static_cast<Element const*>(in.x) + m * in.stride_modality + (r + l) * in.stride_sample;
+            x[l] = norm[l] == 0.0 ? nullptr : row_of<Element>(in, m, r + l);
         }
         pack_units<T, Element>(x, norm, shape, operands.unit + m * shape.unit_stride + shape.place_of_unit(r));
     }
@@ -108,9 +106,8 @@ inline void finish_gradients(ContrastiveBackward const& call, Shape const& shape
     for (Index m = 0; m < shape.M; ++m) {
         for (Index l = 0; l < width; ++l) {
             Index const sample = r + l;
-            wanted[m][l] =
-                sample >= in.begin && sample < in.end && work.operands.n_others[sample] > 0 &&
-                (in.mask == nullptr || in.mask[m * in.mask_stride_modality + sample * in.mask_stride_sample] != 0);
+            wanted[m][l] = sample >= in.begin && sample < in.end && work.operands.n_others[sample] > 0 &&
+                           is_present(in, m, sample);
             any_of[m] = any_of[m] || wanted[m][l];
             any = any || wanted[m][l];
             if (sample < shape.N && !wanted[m][l]) {
@@ -146,14 +143,14 @@ inline void finish_gradients(ContrastiveBackward const& call, Shape const& shape
         for (Index l = 0; l < width; ++l) {
             double const norm = work.operands.norm[m * shape.n_padded + r + l];
             projection_of[l] = norm < NORM_FLOOR ? T{0} : static_cast<T>(along[m][l]);
-            inverse_of[l] = static_cast<T>(1.0 / (norm < NORM_FLOOR ? NORM_FLOOR : norm));
+            inverse_of[l] = static_cast<T>(1.0 / divisor_of(norm));
         }
         Vec<T> const projection = load<T>(projection_of);
         Vec<T> const inverse = load<T>(inverse_of);
         alignas(64) T square[width * width];
         alignas(64) T turned[width * width];
         for (Index k = 0; k < shape.D; k += width) {
-            Index const n = shape.D - k < width ? shape.D - k : width;
+            Index const n = least(shape.D - k, width);
             for (Index i = 0; i < n; ++i) {
                 Vec<T> dx = (load<T>(de + (k + i) * SUMS_PANEL) - load<T>(e + (k + i) * PANEL) * projection) * inverse;
 #if defined(SLEEPFM_TILES)
@@ -181,21 +178,6 @@ inline void finish_gradients(ContrastiveBackward const& call, Shape const& shape
                 }
             }
         }
-    }
-}
-
-// finish_gradients for the type of x.
-template <typename T>
-inline void finish_group(ContrastiveBackward const& call, Shape const& shape, BackwardWork<T> const& work, Index r) {
-    ContrastiveInput const& in = call.input;
-    if constexpr (sizeof(T) == 8) {
-        finish_gradients<T, double>(call, shape, work, r);
-    } else if (in.dtype == DType::bf16) {
-        finish_gradients<T, BFloat16>(call, shape, work, r);
-    } else if (in.dtype == DType::f16) {
-        finish_gradients<T, Float16>(call, shape, work, r);
-    } else {
-        finish_gradients<T, float>(call, shape, work, r);
     }
 }
 

@@ -98,8 +98,7 @@ inline void start_joint_sample(ContrastiveJoint const& call, Shape const& shape,
     bool present[MAX_MODALITIES];
     Index n_present = 0;
     for (Index m = 0; m < shape.M; ++m) {
-        present[m] = r < shape.N &&
-                     (in.mask == nullptr || in.mask[m * in.mask_stride_modality + r * in.mask_stride_sample] != 0);
+        present[m] = is_present(in, m, r);
         n_present += present[m];
     }
     bool const alone = n_present < 2;
@@ -115,13 +114,13 @@ inline void start_joint_sample(ContrastiveJoint const& call, Shape const& shape,
         work.present[at] = present[m] && !alone;
         work.is_short[at] = false;
         if (work.present[at]) {
-            auto const* const x = static_cast<Element const*>(in.x) + m * in.stride_modality + r * in.stride_sample;
+            auto const* const x = row_of<Element>(in, m, r);
             double const norm = length_of(x, shape.D);
             write_unit<T>(x, shape.D, norm, e);
             for (Index k = shape.D; k < round_up(shape.D, WIDTH<T>); ++k) {
                 e[k] = T{0};
             }
-            work.inverse[at] = static_cast<T>(1.0 / (norm < NORM_FLOOR ? NORM_FLOOR : norm));
+            work.inverse[at] = static_cast<T>(1.0 / divisor_of(norm));
             work.is_short[at] = norm < NORM_FLOOR;
         } else if (r < round_up(shape.N, INNER_COLUMNS)) {
             std::memset(e, 0, static_cast<std::size_t>(work.stride) * sizeof(T));
@@ -137,7 +136,7 @@ inline void start_joint_sample(ContrastiveJoint const& call, Shape const& shape,
 template <typename T>
 inline void multiply_pair(Shape const& shape, JointWork<T> const& work, Index i, Index j, Index first_column) {
     Index const n_k = round_up(shape.D, WIDTH<T>);
-    Index const last = shape.N < first_column + NEAR_COLUMNS ? shape.N : first_column + NEAR_COLUMNS;
+    Index const last = least(shape.N, first_column + NEAR_COLUMNS);
     for (Index r = 0; r < shape.N; r += INNER_ROWS) {
         for (Index c = first_column; c < last; c += INNER_COLUMNS) {
             T product[INNER_ROWS * INNER_COLUMNS];
@@ -205,7 +204,7 @@ inline void weigh_row(Shape const& shape, JointWork<T> const& work, Index i, Ind
             continue;
         }
         // Pairwise, the one problem of both modalities: dS as it is, or transposed where i is the columns' modality.
-        Index const low = i < j ? i : j, high = i < j ? j : i;
+        Index const low = least(i, j), high = i < j ? j : i;
         Index const pair = low * (2 * shape.M - low - 1) / 2 + high - low - 1;
         T const* const own = work.tiles + (shape.pairwise ? pair : i) * size;
         T const* const theirs = work.turned + (shape.pairwise ? pair : j) * size;
@@ -233,7 +232,7 @@ template <typename T, typename Element, int VECTORS>
 inline void write_gradients(ContrastiveJoint const& call, Shape const& shape, JointWork<T> const& work, T outside,
                             Index i, Index d) {
     constexpr Index width = WIDTH<T>;
-    Index const n_left = shape.D - d < VECTORS * width ? shape.D - d : VECTORS * width;
+    Index const n_left = least(shape.D - d, VECTORS * width);
     for (Index r = 0; r < shape.N; r += ROWS) {
         Run<T> run[MAX_MODALITIES];
         Index n_runs = 0;
@@ -333,11 +332,11 @@ inline void run_joint(ContrastiveJoint const& call) {
 }
 
 inline void joint(ContrastiveJoint const& call) {
-    switch (call.forward.input.dtype) {
-        case DType::f64: run_joint<double, double>(call); break;
-        case DType::bf16: run_joint<float, BFloat16>(call); break;
-        case DType::f16: run_joint<float, Float16>(call); break;
-        default: run_joint<float, float>(call); break;
+    DType const dtype = call.forward.input.dtype;
+    if (dtype == DType::f64) {
+        run_joint<double, double>(call);
+    } else {
+        with_element<float>(dtype, [&](auto element) { run_joint<float, decltype(element)>(call); });
     }
 }
 

@@ -155,7 +155,7 @@ inline void write_elements(Vec<T> const* from, int n_vectors, Element* out, Inde
 // e = x / max(|x|, 1e-12), D elements.
 template <typename T, typename Element>
 inline void write_unit(Element const* x, Index D, double norm, T* e) {
-    double const divisor = norm < NORM_FLOOR ? NORM_FLOOR : norm;
+    double const divisor = divisor_of(norm);
     double const inverse = 1.0 / divisor;
 #if defined(__FMA__)
     // The reciprocal as the sum of two floats, so that no element passes through double; the result is rounded once in

@@ -27,10 +27,6 @@ constexpr int MAX_MODALITIES = 8;
 constexpr double EXCLUDED = -1e30;
 constexpr double NORM_FLOOR = 1e-12;  // torch.nn.functional.normalize's eps
 
-inline Index round_up(Index value, Index multiple) {
-    return (value + multiple - 1) / multiple * multiple;
-}
-
 // Sizes that follow from the shape of x alone and not from the number of threads, as does the order of every sum.
 struct Shape {
     Index M, N, D, P;
@@ -101,7 +97,7 @@ struct Shape {
     Index gradient_digits(Index r) const { return r / PANEL * (d_padded / GROUP) * STACK; }
     Index panels_of_block(Index r) const {
         Index const left = whole_panels() - r / block * block;
-        return (left < block ? left : block) / PANEL;
+        return least(left, block) / PANEL;
     }
     Index right_step(Index modality) const { return (pairwise ? modality : M + modality) * whole_panels(); }
 #endif
@@ -196,6 +192,23 @@ struct Memory {
     }
 };
 
+// Whether sample r, which may lie beyond N, has modality m.
+inline bool is_present(ContrastiveInput const& in, Index m, Index r) {
+    return r < in.n_samples &&
+           (in.mask == nullptr || in.mask[m * in.mask_stride_modality + r * in.mask_stride_sample] != 0);
+}
+
+// Sample r's row of modality m.
+template <typename Element>
+inline Element const* row_of(ContrastiveInput const& in, Index m, Index r) {
+    return static_cast<Element const*>(in.x) + m * in.stride_modality + r * in.stride_sample;
+}
+
+// What a row of this length is divided by.
+inline double divisor_of(double norm) {
+    return norm < NORM_FLOOR ? NORM_FLOOR : norm;
+}
+
 // |x| of one row; squares are summed in double, in a fixed order.
 template <typename Element>
 inline double length_of(Element const* x, Index D) {
@@ -234,12 +247,12 @@ inline void pack_units(Element const* const* x, double const* norm, Shape const&
     constexpr Index width = WIDTH<T>;
     double divisor[width], inverse[width];
     for (Index l = 0; l < width; ++l) {
-        divisor[l] = norm[l] < NORM_FLOOR ? NORM_FLOOR : norm[l];
+        divisor[l] = divisor_of(norm[l]);
         inverse[l] = 1.0 / divisor[l];
     }
     alignas(64) T square[width * width];
     for (Index k = 0; k < shape.D; k += width) {
-        Index const n = shape.D - k < width ? shape.D - k : width;
+        Index const n = least(shape.D - k, width);
         for (Index l = 0; l < width; ++l) {
             T* const row = square + l * width;
             if (x[l] == nullptr || n < width) {
@@ -282,9 +295,7 @@ inline void prepare_samples(ContrastiveInput const& in, Shape const& shape, Oper
     for (Index l = 0; l < width; ++l) {
         Index n_present = 0;
         for (Index m = 0; m < shape.M; ++m) {
-            present[m][l] =
-                r + l < shape.N &&
-                (in.mask == nullptr || in.mask[m * in.mask_stride_modality + (r + l) * in.mask_stride_sample] != 0);
+            present[m][l] = is_present(in, m, r + l);
             n_present += present[m][l];
         }
         for (Index m = 0; m < shape.M; ++m) {
@@ -298,9 +309,7 @@ inline void prepare_samples(ContrastiveInput const& in, Shape const& shape, Oper
         double* const norm = operands.norm + m * shape.n_padded + r;
         Element const* x[width];
         for (Index l = 0; l < width; ++l) {
-            x[l] = present[m][l]
-                       ? static_cast<Element const*>(in.x) + m * in.stride_modality + (r + l) * in.stride_sample
-                       : nullptr;
+            x[l] = present[m][l] ? row_of<Element>(in, m, r + l) : nullptr;
             norm[l] = x[l] == nullptr ? 0.0 : length_of(x[l], shape.D);
         }
         pack_units<T, Element>(x, norm, shape, operands.unit + m * shape.unit_stride + at);
@@ -340,20 +349,6 @@ inline void prepare_samples(ContrastiveInput const& in, Shape const& shape, Oper
     }
 }
 
-// prepare_samples for the type of x.
-template <typename T>
-inline void prepare_group(ContrastiveInput const& in, Shape const& shape, Operands<T> const& operands, Index r) {
-    if constexpr (sizeof(T) == 8) {
-        prepare_samples<T, double>(in, shape, operands, r);
-    } else if (in.dtype == DType::bf16) {
-        prepare_samples<T, BFloat16>(in, shape, operands, r);
-    } else if (in.dtype == DType::f16) {
-        prepare_samples<T, Float16>(in, shape, operands, r);
-    } else {
-        prepare_samples<T, float>(in, shape, operands, r);
-    }
-}
-
 #if defined(SLEEPFM_TILES)
 // The digits of the panel of samples that begins at r, whose unit rows and means are in the thread's memory.
 template <typename T>
@@ -387,7 +382,7 @@ inline void prepare(ContrastiveInput const& in, Shape const& shape, Operands<T> 
     SLEEPFM_OMP(omp for schedule(static))
     for (Index first = 0; first < shape.n_padded; first += PANEL) {
         for (Index r = first; r < first + PANEL && r < shape.n_padded; r += width) {
-            prepare_group<T>(in, shape, own, r);
+            with_element<T>(in.dtype, [&](auto element) { prepare_samples<T, decltype(element)>(in, shape, own, r); });
         }
         digitise_panel<T>(shape, own, first);
         for (Index r = first; r < first + PANEL && r < shape.n_padded; ++r) {
@@ -398,7 +393,8 @@ inline void prepare(ContrastiveInput const& in, Shape const& shape, Operands<T> 
     Index const n_groups = shape.n_padded / width;
     SLEEPFM_OMP(omp for schedule(static))
     for (Index group = 0; group < n_groups; ++group) {
-        prepare_group<T>(in, shape, operands, group * width);
+        with_element<T>(
+            in.dtype, [&](auto element) { prepare_samples<T, decltype(element)>(in, shape, operands, group * width); });
         for (Index r = group * width; r < (group + 1) * width; ++r) {
             then(r);
         }
@@ -436,8 +432,8 @@ struct Tile {
         j = (row_block + step) % shape.n_blocks;
         r0 = i * shape.block;
         c0 = j * shape.block;
-        n_rows = shape.n_padded - r0 < shape.block ? shape.n_padded - r0 : shape.block;
-        n_columns = shape.n_padded - c0 < shape.block ? shape.n_padded - c0 : shape.block;
+        n_rows = least(shape.n_padded - r0, shape.block);
+        n_columns = least(shape.n_padded - c0, shape.block);
         rows_count = r0 < in.end && r0 + n_rows > in.begin;
         columns_count = c0 < in.end && c0 + n_columns > in.begin;
     }

@@ -10,8 +10,6 @@
 
 namespace sleepfm::SLEEPFM_ISA {
 
-using Index = std::int64_t;
-
 // The micro-kernel's sums take 24 of 32 vector registers with AVX-512 and on ARM, 12 of 16 elsewhere.
 #if SLEEPFM_VECTOR_BYTES == 64 || defined(__aarch64__)
 constexpr Index ROWS = 8;
@@ -119,9 +117,9 @@ template <typename T>
 inline void cosines(Index n_rows, Index n_columns, Index n_dim, Index panel_stride, T const* a, T const* b, T* tile) {
     constexpr Index width = WIDTH<T>;
     for (Index k = 0; k < n_dim; k += PIECE) {
-        Index const n_k = n_dim - k < PIECE ? n_dim - k : PIECE;
+        Index const n_k = least(n_dim - k, PIECE);
         for (Index panel = 0; panel * PANEL < n_columns; ++panel) {
-            Index const in_panel = n_columns - panel * PANEL < PANEL ? n_columns - panel * PANEL : PANEL;
+            Index const in_panel = least(n_columns - panel * PANEL, PANEL);
             for (Index v = 0; v < in_panel; v += COLUMN_VECTORS * width) {
                 T const* const right = b + panel * panel_stride + k * PANEL + v;
                 T* const out = tile + panel * n_rows * PANEL + v;
@@ -153,8 +151,8 @@ inline void gather_panel(Index n_dim, Index n_k, Index panel_stride, T const* a,
         Accumulators<T, VECTORS> sums;
         sums.clear();
         for (Index k = 0; k < n_k; k += PANEL) {
-            sums.template multiply_add<Left::by_row>(n_k - k < PANEL ? n_k - k : PANEL,
-                                                     a + k / PANEL * panel_stride + d * PANEL, b + k * PANEL);
+            sums.template multiply_add<Left::by_row>(least(n_k - k, PANEL), a + k / PANEL * panel_stride + d * PANEL,
+                                                     b + k * PANEL);
         }
         sums.write(c + d * PANEL, add);
     }
@@ -167,7 +165,7 @@ inline void gather(Index n_rows, Index n_columns, Index n_dim, Index panel_strid
                    bool add) {
     constexpr Index width = WIDTH<T>;
     for (Index panel = 0; panel * PANEL < n_columns; ++panel) {
-        Index const in_panel = n_columns - panel * PANEL < PANEL ? n_columns - panel * PANEL : PANEL;
+        Index const in_panel = least(n_columns - panel * PANEL, PANEL);
         for (Index v = 0; v < in_panel; v += COLUMN_VECTORS * width) {
             T const* const right = tile + panel * n_rows * PANEL + v;
             T* const sums = out + panel * panel_stride + v;

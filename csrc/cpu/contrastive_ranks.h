@@ -154,7 +154,7 @@ inline void count_tile(PairRanks const& call, RankWork const& work, Index r0, In
         lanes[l] = l << 2;
     }
     OpenPairs open;
-    Index const n_real = n_rows < call.rows.n - r0 ? n_rows : call.rows.n - r0;
+    Index const n_real = least(n_rows, call.rows.n - r0);
     for (Index r = 0; r < n_real; ++r) {
         Index const i = r0 + r;
         float const step = call.rows.step[i], length = call.rows.length[i], loss = call.rows.loss[i];
@@ -166,10 +166,11 @@ inline void count_tile(PairRanks const& call, RankWork const& work, Index r0, In
             V const product = __builtin_convertvector(*reinterpret_cast<I const*>(products), V);
             V const value = product * load(work.step + j) * step + (load(work.shift + j) + shift);
             V const error = loss * load(work.length + j) + length * load(work.loss + j);
-            V const least = value - error, most = value + error;
-            I const in_row = least > high, in_column = least > load(work.high + j);
+            V const lowest = value - error, highest = value + error;
+            I const in_row = lowest > high, in_column = lowest > load(work.high + j);
             // Not certainly ahead and not certainly behind. The own pair is always open, as low <= own <= high.
-            I const open_in_row = in_row ^ (most >= low), open_in_column = in_column ^ (most >= load(work.low + j));
+            I const open_in_row = in_row ^ (highest >= low),
+                    open_in_column = in_column ^ (highest >= load(work.low + j));
             above -= in_row;
             *reinterpret_cast<I*>(of_tile + c) -= in_column;
             I const either = open_in_row | open_in_column;
@@ -222,8 +223,8 @@ inline void pair_ranks(PairRanks const& call) {
         for (Index task = 0; task < n_row_blocks * n_column_blocks; ++task) {
             Index const r0 = task / n_column_blocks * RANK_BLOCK, c0 = task % n_column_blocks * RANK_BLOCK;
             Index const rows_left = work.rows_padded - r0, columns_left = work.columns_padded - c0;
-            Index const tile_rows = rows_left < RANK_BLOCK ? rows_left : RANK_BLOCK;
-            Index const tile_columns = columns_left < RANK_BLOCK ? columns_left : RANK_BLOCK;
+            Index const tile_rows = least(rows_left, RANK_BLOCK);
+            Index const tile_columns = least(columns_left, RANK_BLOCK);
             integer_products(tile_rows, tile_columns, work.n_pairs, work.rows + r0 * work.n_pairs,
                              work.columns + c0 * work.n_pairs, tile);
             count_tile(call, work, r0, tile_rows, c0, tile_columns, tile, work.of_tile + thread * RANK_BLOCK,

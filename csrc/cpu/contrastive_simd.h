@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <utility>
 
+#include "cpu/index.h"
+
 namespace sleepfm::SLEEPFM_ISA {
 
 template <typename T>

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "half_precision.h"
+#include "params.h"
 
 namespace sleepfm {
 
@@ -58,6 +59,21 @@ inline void narrow(float value, BFloat16& out) {
 }
 inline void narrow(float value, Float16& out) {
     out.bits = to_f16(value);
+}
+
+// Calls body(element) with an element of the type that `dtype` names, of those whose arithmetic is in T: double of
+// double, float of the others.
+template <typename T, typename Body>
+inline void with_element(DType dtype, Body const& body) {
+    if constexpr (sizeof(T) == sizeof(double)) {
+        body(double{});
+    } else {
+        switch (dtype) {
+            case DType::bf16: body(BFloat16{}); break;
+            case DType::f16: body(Float16{}); break;
+            default: body(float{}); break;
+        }
+    }
 }
 
 }  // namespace

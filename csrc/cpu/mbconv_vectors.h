@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "cpu/index.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
@@ -16,23 +17,10 @@ namespace sleepfm::SLEEPFM_ISA {
 
 namespace {
 
-using Index = std::int64_t;
 using Vector = float __attribute__((vector_size(SLEEPFM_LANES * sizeof(float))));
 using Mask = std::int32_t __attribute__((vector_size(SLEEPFM_LANES * sizeof(float))));
 
 constexpr Index LANES = SLEEPFM_LANES;
-
-inline Index round_up(Index value, Index multiple) {
-    return (value + multiple - 1) / multiple * multiple;
-}
-
-inline Index least(Index a, Index b) {
-    return a < b ? a : b;
-}
-
-inline Index most(Index a, Index b) {
-    return a > b ? a : b;
-}
 
 inline Vector splat(float value) {
     return value - Vector{};  // compiles to a broadcast: x - 0 is x for every x, while -0 + 0 is not -0

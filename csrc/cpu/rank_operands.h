@@ -40,7 +40,7 @@ inline float factor_of(double length, double largest, Index n_dim) {
     }
     double const by_length = (46340.0 - 0.5 * std::sqrt(static_cast<double>(n_dim))) / length;
     double const by_element = 32639.0 / largest;
-    double const factor = 2.0 * (by_length < by_element ? by_length : by_element);
+    double const factor = 2.0 * ((by_length < by_element ? by_length : by_element));
     return static_cast<float>(factor < 0x1p120 ? factor : 0x1p120);  // for tiny vectors, so that 1 / factor is normal
 }
 
@@ -78,7 +78,7 @@ inline void measure_row(RankRows const& call, Index r) {
     double residues[8] = {};
     std::int16_t q[RANK_CHUNK];
     for (Index first = 0; first < call.n_dim; first += RANK_CHUNK) {
-        Index const n = call.n_dim - first < RANK_CHUNK ? call.n_dim - first : RANK_CHUNK;
+        Index const n = least(call.n_dim - first, RANK_CHUNK);
         quantise(x + first, call.mean + first, factor, n, q);
         auto const add_residue = [&](Index k, int l) {
             Index const at = first + k;
@@ -125,7 +125,7 @@ inline void pack_integers(RankOperand const& operand, Index n_dim, Index first, 
             Index const sample = first + group + s;
             std::memset(q, 0, sizeof q);
             for (Index k = 0; k < 2 * n_pairs; k += RANK_CHUNK) {
-                Index const n = n_dim - k < RANK_CHUNK ? n_dim - k : RANK_CHUNK;
+                Index const n = least(n_dim - k, RANK_CHUNK);
                 if (sample < operand.n) {
                     quantise(operand.x + sample * n_dim + k, operand.mean + k, operand.factor[sample], n, q);
                     std::memset(q + n, 0, static_cast<std::size_t>(RANK_CHUNK - n) * sizeof q[0]);
@@ -152,7 +152,7 @@ inline void pack_integers(RankOperand const& operand, Index n_dim, Index first, 
         bool const real = first + s < operand.n;
         std::memset(q, 0, sizeof q);
         for (Index k = 0; k < n_dim; k += RANK_CHUNK) {
-            Index const n = n_dim - k < RANK_CHUNK ? n_dim - k : RANK_CHUNK;
+            Index const n = least(n_dim - k, RANK_CHUNK);
             if (real) {
                 quantise(operand.x + (first + s) * n_dim + k, operand.mean + k, operand.factor[first + s], n, q);
             }

@@ -16,7 +16,6 @@
 
 namespace sleepfm::SLEEPFM_ISA {
 
-using Index = std::int64_t;
 using Pairs = IntVec<float>;  // in each lane two int16
 
 // RANK_ROWS x RANK_VECTORS sums, RANK_VECTORS vectors of columns, one broadcast factor and one product take 28 of 32
@@ -149,7 +148,7 @@ struct RankProducts {
     void operator()(Index n_rows, Index n_columns, Index n_pairs, std::int32_t const* a, std::int32_t const* b,
                     std::int32_t* tile) const {
         for (Index k = 0; k < n_pairs; k += RANK_PIECE) {
-            Index const n_k = n_pairs - k < RANK_PIECE ? n_pairs - k : RANK_PIECE;
+            Index const n_k = least(n_pairs - k, RANK_PIECE);
             for (Index c = 0; c < n_columns; c += RANK_PANEL) {
                 products(n_rows, n_k, n_pairs * RANK_ROWS, a + k * RANK_ROWS, b + c * n_pairs + k * RANK_PANEL,
                          tile + c * n_rows, k > 0);

@@ -15,8 +15,6 @@
 
 namespace sleepfm::SLEEPFM_ISA {
 
-using Index = std::int64_t;
-
 constexpr Index RANK_ROWS = 16;
 constexpr Index RANK_PANEL = 48;  // whole groups
 constexpr Index RANK_CHUNK_PAIRS = 32;
@@ -65,7 +63,7 @@ class RankProducts {
     void operator()(Index n_rows, Index n_columns, Index n_pairs, std::int32_t const* a, std::int32_t const* b,
                     std::int32_t* tile) {
         for (Index k = 0; k < n_pairs; k += PIECE) {
-            Index const n_chunks = (n_pairs - k < PIECE ? n_pairs - k : PIECE) / RANK_CHUNK_PAIRS;
+            Index const n_chunks = (least(n_pairs - k, PIECE)) / RANK_CHUNK_PAIRS;
             std::int32_t const *const rows = a + 16 * k, *const columns = b + 16 * k;
             auto const to = [=](Index r, Index c) {
                 return tile + (c / RANK_PANEL * n_rows + r) * RANK_PANEL + c % RANK_PANEL;
