@@ -225,9 +225,9 @@ def steps(work: Path, rehearse: bool) -> list[Step]:
         bench_on_cuda("graph", 30),
         Step("measurements", [sys.executable, str(HERE / "gpu_probe.py"), str(probe)], 90, {}, lambda: json_of(probe)),
         *(sanitize(tool) for tool in SANITIZERS),
-        tests("tests on the cpu", ["-q", "-m", "not cuda", *(parallel if have_xdist else []), *small], 150, HIDDEN),
         bench_on_cuda("rivals", 130),
         bench_on_cuda("compiled encoder", 130),
+        tests("tests on the cpu", ["-q", "-m", "not cuda", *(parallel if have_xdist else []), *small], 150, HIDDEN),
         bench("cpu", cpu_benches, 200, HIDDEN),
     ]
 

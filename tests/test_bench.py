@@ -306,12 +306,13 @@ def stored(folder, name="run", passed=True):
             "python": "3",
             "commit": "abc",
             "gpu": None,
+            "malloc": "keeps freed pages",
         },
         "passed": passed,
         "results": [
             {
                 "name": "a sum",
-                "seconds": {},
+                "seconds": {"ours": [0.01, 0.02], "slower": [2.6, 2.6], "rival": [2.0, 3.0]},
                 "medians_s": {"ours": 0.0123, "slower": 2.6, "rival": 2.5},
                 "ratios": {"rival": {"median": 203.25, "low": 190, "high": 210.5}, "slower": {}},
                 "peak_rss_mib": {"ours": 3.2, "rival": 400},
@@ -345,12 +346,14 @@ def test_report_rewrites_only_its_blocks(tmp_path, capsys, monkeypatch):
     assert report_run(tmp_path) == 0
     for text in (readme.read_text(), page.read_text()):
         assert text.startswith(f"# Title\n\n{report.BEGIN}\n| what | ours | fastest rival |")
-        assert "\n\n**run**: C, 2 cores, avx2, Python 3, torch 2; commit abc. All rivals" in text
+        assert (
+            "\n\n**run**: C, 2 cores, avx2, Python 3, torch 2; commit abc, malloc keeps freed pages. All rivals" in text
+        )
         assert text.endswith(f"\n{report.END}\n\nAfter.\n")
         assert "| alone | 4 µs | - | - | - | - |" in text
         assert "slower" not in text  # one row a comparison: the fastest rival
         assert "old" not in text
-    assert "| a sum | 12.3 ms | rival | 2.5 s | 203.25 (190.00-210.50) | 3 / 400 MiB |" in page.read_text()
+    assert "| a sum | 12.3 ms | rival | 2.5 s | 203.25 (of 2 rounds: 150.00-200.00) | 3 / 400 MiB |" in page.read_text()
     assert "a sum" not in readme.read_text()
     assert report_run(tmp_path, "--check") == 0
     before = readme.read_text(), page.read_text()
@@ -379,8 +382,9 @@ def test_the_readme_leaves_out_runs_of_before_malloc_kept_pages_once_there_is_on
     readme, page = pages(tmp_path, f"{report.BEGIN}\n{report.END}\n")
     stored(tmp_path / "results")
     document = json.loads((tmp_path / "results" / "run.json").read_text())
-    document["machine"]["malloc"] = "keeps freed pages"
     (tmp_path / "results" / "now.json").write_text(json.dumps(document | {"name": "now"}))
+    del document["machine"]["malloc"]
+    (tmp_path / "results" / "run.json").write_text(json.dumps(document))
     monkeypatch.setattr(report, "HEADLINES", ("alone",))
     assert report_run(tmp_path) == 0
     assert "**now**" in readme.read_text()
@@ -395,6 +399,8 @@ def test_a_page_of_a_kernel_has_the_rivals_of_the_comparisons_it_names(tmp_path,
     document["results"] = document["results"][:1]
     document["results"][0]["medians_s"] = {"ours": 2e-3, "another": 0.5}
     document["results"][0]["ratios"] = {"another": {"median": 250, "low": 240, "high": 260}}
+    rounds = {"ours": [2e-3] * 11, "another": [2e-3 * i for i in range(245, 256)]}
+    document["results"][0]["seconds"] = rounds
     (tmp_path / "results" / "a.json").write_text(json.dumps(document | {"name": "second"}))
     document["results"][0]["name"] = "something else"
     (tmp_path / "results" / "b.json").write_text(json.dumps(document | {"name": "third"}))
@@ -405,12 +411,12 @@ def test_a_page_of_a_kernel_has_the_rivals_of_the_comparisons_it_names(tmp_path,
     assert report_run(tmp_path) == 0
     lines = kernel.read_text().splitlines()
     assert lines[:3] == ["# Sum", "", "<!-- bench:rivals a sum; alone -->"]
-    assert lines[3] == "| | run | times ours (10-90 % of rounds) | second | times ours (10-90 % of rounds) |"
+    assert lines[3] == f"| | run | times ours ({report.BAND}) | second | times ours ({report.BAND}) |"
     assert lines[5:11] == [
         "| **a sum** | | | | |",
         "| ours | 12.3 ms, 3 MiB | | 2 ms, 3 MiB | |",
-        "| another | - | | 500 ms | 250.00 (240.00-260.00) |",
-        "| rival | 2.5 s, 400 MiB | 203.25 (190.00-210.50) | - | |",
+        "| another | - | | 500 ms | 250.00 (246.00-254.00) |",
+        "| rival | 2.5 s, 400 MiB | 203.25 (of 2 rounds: 150.00-200.00) | - | |",
         "| slower | 2.6 s | | - | |",
         "| **alone** | | | | |",
     ]
@@ -422,6 +428,33 @@ def test_a_page_of_a_kernel_has_the_rivals_of_the_comparisons_it_names(tmp_path,
     capsys.readouterr()
     assert report_run(tmp_path) == 1
     assert "'a product'" in capsys.readouterr().err
+
+
+def test_a_run_of_the_older_method_is_marked_wherever_its_columns_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "HEADLINES", ("alone",))
+    monkeypatch.setattr(report, "RATES", {"run": {"float32": 1e9}, "now": {"float32": 1e9}})
+    monkeypatch.setattr(report, "BOUNDS", (report.BOUNDS[0]._replace(result="a sum", kind="float32"),))
+    stored(tmp_path / "results", name="now")
+    _, page = pages(tmp_path, f"{report.BEGIN}\n{report.END}\n")
+    kernel = tmp_path / "docs" / "kernels" / "sum.md"
+    kernel.parent.mkdir()
+    kernel.write_text("<!-- bench:rivals a sum -->\n<!-- bench:rivals-end -->\n")
+    index = tmp_path / "docs" / "kernels.md"
+    assert report_run(tmp_path) == 0
+    assert not any("older" in p.read_text().lower() for p in (page, kernel, index))
+    stored(tmp_path / "results")
+    document = json.loads((tmp_path / "results" / "run.json").read_text())
+    del document["machine"]["malloc"]
+    (tmp_path / "results" / "run.json").write_text(json.dumps(document))
+    assert report_run(tmp_path) == 0
+    assert "| | now | times ours" in kernel.read_text()
+    assert "| run, older method | times ours" in kernel.read_text()
+    assert "| avx2: bound | stored | share | avx2, older method: bound |" in index.read_text()
+    said = f"*Older method*: `run` (commit abc). {report.OLDER_METHOD}"
+    for p in (page, kernel, index):
+        assert p.read_text().count(said) == 1
+    text = page.read_text()
+    assert text.index("**now**") < text.index(said) < text.index("**run**")
 
 
 def test_the_page_of_kernels_has_bounds_beside_stored_times(tmp_path, monkeypatch):
