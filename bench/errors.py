@@ -32,8 +32,7 @@ M, N, D = 3, 2048, 512
 SCALES = (1.0, 14.3, 100.0)  # exp(log_temperature); CLIP's initial one is 14.3, its largest 100
 ROWS = ("random rows", "modalities 0.1 apart")
 PYTORCH = "PyTorch, float32"  # the twin at the kernels' precision: what rounding alone makes of its operations
-# The other sets filter as one of these does: portable as the compiler has it, amx as avx512.
-FILTER_SETS = ("avx2", "avx512")
+FILTER_SETS = ("avx2", "avx512")  # amx filters as avx512, bit for bit
 LOSS_SETS = (*FILTER_SETS, "amx")
 FS_OUT_HZ, CLIP_S, N_OUT = 256, 30, 7680
 AMPLITUDE = 2000  # of white noise, in digital steps: 12 bits
