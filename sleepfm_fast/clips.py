@@ -165,7 +165,6 @@ class ClipStore:
         self._files: RecentFiles[Descriptor] = RecentFiles(limit)
         self.at_once = max(1, limit // 2)
         """Recordings of a batch that are held open together; the last ones still are while the next ones are opened."""
-        self.feeds: dict[Any, Any] = {}
         """Prepared :class:`~sleepfm_fast.store.feed.Feed` objects; each keeps its bank alive, so ids stay unique."""
         self.check(digests=verify)
 

@@ -21,7 +21,6 @@ from sleepfm_fast.channels import (
     channel_of,
     fits,
     kind_of,
-    montage_named,
     resolve_auto,
     unassigned,
     unit_of,
@@ -195,7 +194,7 @@ def test_the_kind_of_every_alias(slot):
     ("name", "brain", "ecg", "respiratory"), [("paper", 10, 2, 7), ("cinc2018", 5, 1, 3), ("aasm", 9, 1, 7)]
 )
 def test_montages(name, brain, ecg, respiratory):
-    montage = montage_named(name)
+    montage = MONTAGES[name]
     assert [m.name for m in montage.modalities] == list(MODALITIES) == ["respiratory", "brain", "ecg"]
     assert [len(m.slots) for m in montage.modalities] == [respiratory, brain, ecg]
     assert montage.slots == tuple(slot for m in montage.modalities for slot in m.slots)
@@ -220,13 +219,6 @@ def test_paper_montage_takes_its_own_labels():
     recorded = [f"{e}-Cz" for e in brain] + ["EKG_L-Cz", "EKG_R-Cz"]
     recorded += ["Snore", "Nasal Pressure", "Oral Therm", "Chest", "Abd", "SpO2", "Pulse Rate"]
     assert sorted(filled_by(recorded, "paper").values()) == sorted(recorded)
-
-
-def test_unknown_montage_lists_the_choices():
-    with pytest.raises(ChannelError, match="aasm, cinc2018, paper, auto"):
-        montage_named("psg")
-    with pytest.raises(ChannelError, match="resolve_auto"):
-        montage_named("auto")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from sleepfm_fast.storage import open_files
 from sleepfm_fast.store import clip_writer
 from sleepfm_fast.store.clip_layout import read_store_file, sdb_counts, stage_counts
 from sleepfm_fast.store.clip_writer import read_record
-from sleepfm_fast.store.feed import Buffer, Feed, gather
+from sleepfm_fast.store.feed import Buffer, Feed
 from sleepfm_fast.store.native_runs import native_run
 from sleepfm_fast.store.window_kernels import read_windows
 
@@ -158,7 +158,7 @@ def test_rounding_carries_a_full_phase_to_the_next_sample(tmp_path: Path, capsys
     trend = slot_of(store, "SpO2")
     assert store.window(0, trend, 0, 0, 0, up=256)[1:4] == (1, 1, 0)
     bank = FakeBank()
-    table = gather(store, [0], [trend], bank).table
+    table = Feed(store, [trend], bank).gather([0]).table
     assert table[0, 0, 3:5].tolist() == [1, 0]
 
 
@@ -188,7 +188,7 @@ def test_gaps_are_never_bridged(tmp_path: Path, capsys) -> None:
     np.testing.assert_array_equal(after_gap.samples, values[7000 : 7000 + 3000 + 100])
     before_gap = store.window(0, 0, 1, 100, 5000)
     np.testing.assert_array_equal(before_gap.samples, values[2900:7000])
-    batch = gather(store, [2, 1], [0], FakeBank())
+    batch = Feed(store, [0], FakeBank()).gather([2, 1])
     np.testing.assert_array_equal(batch.raw, np.concatenate([values[7000:10040], values[2960:6040]]))
 
 
@@ -259,7 +259,7 @@ def test_gathered_windows_are_the_recordings_own(tmp_path: Path, capsys) -> None
     bank = FakeBank()
     slots = list(range(len(store.slots)))
     clips = [*np.random.default_rng(0).permutation(len(store)).tolist(), 0, 0]
-    batch = gather(store, clips, slots, bank)
+    batch = Feed(store, slots, bank).gather(clips)
     expected = expected_batch(store, clips, slots, bank)
     assert batch.raw.dtype == np.int32  # b's derived channel
     assert batch.table.shape == (len(clips), len(slots), 6)
@@ -297,7 +297,7 @@ def test_rates_that_share_a_numerator_have_their_own_filters(tmp_path: Path, cap
     slot = slot_of(store, "C3-M2")
     assert [store.fs_hz(recording, slot) for recording in range(3)] == [100, Fraction(100, 3), Fraction(100, 7)]
     clips = list(range(len(store)))
-    batch = gather(store, clips, [slot], bank)
+    batch = Feed(store, [slot], bank).gather(clips)
     expected = expected_batch(store, clips, [slot], bank)
     for clip, row, window in zip(clips, batch.table[:, 0].tolist(), expected, strict=True):
         np.testing.assert_array_equal(batch.raw[row[0] : row[0] + row[1]], window[0])
@@ -322,9 +322,9 @@ def test_a_clip_does_not_depend_on_its_batch(tmp_path: Path, capsys) -> None:
 def test_few_mapped_recordings_serve_many(tmp_path: Path, capsys) -> None:
     store = mixed_store(tmp_path, capsys)
     clips = np.arange(len(store))
-    wanted = gather(store, clips, [0, 1, 2], FakeBank())
+    wanted = Feed(store, [0, 1, 2], FakeBank()).gather(clips)
     frugal = ClipStore(store.path, max_mapped=1, read="mmap")
-    got = gather(frugal, clips, [0, 1, 2], FakeBank())
+    got = Feed(frugal, [0, 1, 2], FakeBank()).gather(clips)
     np.testing.assert_array_equal(got.raw, wanted.raw)
     assert len(frugal._mapped) == 1
 
@@ -523,20 +523,9 @@ def test_a_batch_of_more_recordings_than_may_be_open_is_read(tmp_path: Path, cap
     assert max(held) == 2  # one is opened before another is closed
 
 
-def test_what_is_prepared_for_slots_and_a_bank_serves_no_others(tmp_path: Path, capsys) -> None:
-    store = make(tmp_path, capsys, night={})
-    banks = FakeBank(), Everything()
-    for slots in ([0, 1], [1, 0], [2]):
-        for bank in banks:
-            wanted = Feed(store, slots, bank).gather([1, 2])
-            for got, expected in zip(gather(store, [1, 2], slots, bank), wanted, strict=True):
-                np.testing.assert_array_equal(got, expected)
-    assert len(store.feeds) == 6
-
-
 def test_empty_batch_and_wrong_slots(tmp_path: Path, capsys) -> None:
     store = make(tmp_path, capsys, night={})
-    batch = gather(store, [], [0, 1], FakeBank())
+    batch = Feed(store, [0, 1], FakeBank()).gather([])
     assert batch.raw.size == 0
     assert batch.table.shape == (0, 2, 6)
     for wrong in ([len(store.slots)], [0, -1], [[0, 1]]):

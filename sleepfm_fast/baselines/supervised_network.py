@@ -23,15 +23,7 @@ from sleepfm_fast.pretrained import Pretrained, refuse_differences
 from sleepfm_fast.rundir import RunDirectory, model_part, read_checkpoint
 from sleepfm_fast.runs.run_config import damaged_entry, refuse_damaged
 
-__all__ = [
-    "BLOCK",
-    "Classifier",
-    "blocks_of",
-    "load_classifier",
-    "logits_of",
-    "refuse_other_runs",
-    "scored",
-]
+__all__ = ["Classifier", "blocks_of", "load_classifier", "logits_of", "refuse_other_runs", "scored"]
 
 BLOCK = 256  # clips scored at a time
 

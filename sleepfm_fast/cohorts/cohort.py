@@ -29,9 +29,7 @@ from sleepfm_fast.storage.atomic import write_json
 from sleepfm_fast.storage.columns import file_digest
 from sleepfm_fast.store.clip_writer import read_record
 
-__all__ = [
-    "Header", "Plan", "assign_names", "find_recordings", "make_plan", "read_header", "with_digest",
-]  # fmt: skip
+__all__ = ["Header", "Plan", "find_recordings", "make_plan", "read_header", "with_digest"]
 
 HEADERS_READ = Path("running") / "headers.json"
 """What the jobs of an array know of the files' headers, so that each header is read once and not once a job."""

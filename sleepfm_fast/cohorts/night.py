@@ -43,7 +43,7 @@ from sleepfm_fast.storage.columns import file_digest
 from sleepfm_fast.store.clip_layout import sdb_counts, stage_counts
 from sleepfm_fast.store.clip_writer import StoredChannel, plan_channels, write_recording
 
-__all__ = ["Night", "NightConfig", "NightRow", "attempt_night", "process_night", "read_night", "row_of", "source_facts"]
+__all__ = ["Night", "NightConfig", "NightRow", "attempt_night", "read_night", "row_of"]
 
 STARTED = Path("running") / "nights"
 """Folder of a store with one file for each night that is being worked on; what a killed worker held stays in it."""

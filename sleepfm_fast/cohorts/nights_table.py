@@ -16,7 +16,7 @@ from sleepfm_fast.scoring.stages import STAGES
 from sleepfm_fast.storage.atomic import replace_file
 from sleepfm_fast.storage.csv_table import csv_table
 
-__all__ = ["FILE", "night_row", "write_nights"]
+__all__ = ["night_row", "write_nights"]
 
 FILE = "nights.csv"
 COLUMNS = (

@@ -23,7 +23,7 @@ from sleepfm_fast.edf import Recording, Segment, Signal
 from sleepfm_fast.epochs import read_digital
 from sleepfm_fast.store.unplugged import plugged_in
 
-__all__ = ["N_WINDOWS", "WINDOW_S", "ChannelMeasures", "NightMeasures", "identical_samples", "measure_night"]
+__all__ = ["ChannelMeasures", "NightMeasures", "identical_samples", "measure_night"]
 
 WINDOW_S = 60
 """Long enough for ten breaths and sixty heartbeats."""

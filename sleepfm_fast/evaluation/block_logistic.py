@@ -21,7 +21,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from sleepfm_fast.ranks import Rows
 
-__all__ = ["BLOCK", "minimise"]
+__all__ = ["minimise"]
 
 # Rows of a block: 1,024 x 1,536 float32 are 6 MiB, which the second product of a pass finds in a processor's cache.
 BLOCK = 1024

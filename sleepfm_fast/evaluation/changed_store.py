@@ -17,7 +17,7 @@ from sleepfm_fast.storage.definitions import definitions_of
 from sleepfm_fast.storage.standing import digest_of_file
 from sleepfm_fast.store.label_rules import label_rules_note
 
-__all__ = ["definitions_note", "keys", "say_changed_store", "say_notes", "store_note", "weights_note"]
+__all__ = ["keys", "say_changed_store", "say_notes", "store_note", "weights_note"]
 
 Whole = npt.NDArray[np.int64]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["LARGEST_SAMPLE", "Imputer", "sample"]
+__all__ = ["Imputer", "sample"]
 
 LARGEST_SAMPLE = 65536  # the median of so many clips has a standard error of 0.5 % of the spread between clips
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sleepfm_fast.evaluation.tasks import Task
     from sleepfm_fast.results import Result
 
-__all__ = ["difference", "of_classifiers", "of_retrievals"]
+__all__ = ["of_classifiers", "of_retrievals"]
 
 Curve = npt.NDArray[np.float64]  # [1 + B]: a figure on all clips, then in each resample
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["AGE_EDGES", "TASKS", "Labelled", "Task", "age_groups", "age_groups_of", "labels_of", "sex_codes"]
+__all__ = ["TASKS", "Labelled", "Task", "age_groups_of", "labels_of", "sex_codes"]
 
 AGE_EDGES = (18.0, 35.0, 50.0)  # years; the groups of Thapa et al. (2024): 0-18, 18-35, 35-50, 50+
 

@@ -15,12 +15,9 @@ import numpy as np
 from sleepfm_fast.execution.addresses import as_pointer
 from sleepfm_fast.execution.compiled import compiled
 
-__all__ = ["EPOCH_COLUMNS", "SNAP_SAMPLES", "copy_epochs", "copy_records", "find_segment", "scale_records"]
+__all__ = ["SNAP_SAMPLES", "copy_epochs", "copy_records", "scale_records"]
 
 SNAP_SAMPLES = 1e-3  # an onset this close to a sample is that sample: onsets are written in rounded decimals
-EPOCH_COLUMNS = ("start", "samples_per_record", "n_context", "n_samples", "target")
-"""Columns of an epoch's geometry, with a row per signal: its first sample within a record, its samples per record, the
-context on either side, the epoch with its context, and its place in the output row, all in samples."""
 
 
 # The loops run over slices from 0: an index that Numba cannot prove non-negative costs the vector instructions.
@@ -124,7 +121,9 @@ def copy_epochs(
 ) -> int:
     """Fill each of the rows ``[begin, end)`` of ``out`` with all signals of an epoch, one signal after the other.
 
-    ``geometry`` int64 [signal, 5] has the columns ``EPOCH_COLUMNS``. Samples beyond the segment repeat its edge.
+    ``geometry`` int64 [signal, 5] has, in samples: the signal's first sample within a record, its samples per record,
+    the context on either side, the epoch with its context, and its place in the output row. Samples beyond the segment
+    repeat its edge.
     Returns -1; or the row of the first epoch that lies in no segment, and then none of these rows is written.
     """
     for row in range(begin, end):

@@ -15,7 +15,7 @@ from sleepfm_fast.ops.unsupported import refuse_gradients
 if TYPE_CHECKING:
     from sleepfm_fast.filters import FilterBank
 
-__all__ = ["NORMALISATIONS", "OUT_DTYPES", "filter_resample"]
+__all__ = ["NORMALISATIONS", "filter_resample"]
 
 NORMALISATIONS = ("none", "zscore", "robust")  # in the order of `Normalise` in csrc/params.h
 OUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)

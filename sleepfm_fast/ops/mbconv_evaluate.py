@@ -16,7 +16,7 @@ from sleepfm_fast.ops.dispatch import is_plain
 from sleepfm_fast.ops.registry import DTYPE_CODES, LIBRARY
 from sleepfm_fast.ops.unsupported import refuse_gradients, refuse_transforms
 
-__all__ = ["DTYPES", "PackedMBConv", "covers", "mbconv_evaluate", "pack"]
+__all__ = ["PackedMBConv", "covers", "mbconv_evaluate", "pack"]
 
 DTYPES = (torch.bfloat16, torch.float16)
 CHUNK = 16  # wide channels in a chunk of weights: `mbconv_chunk` in csrc/cuda/mbconv_evaluate_policy.h

@@ -20,7 +20,7 @@ from sleepfm_fast.reporting.strata import strata_figure
 from sleepfm_fast.reporting.wording import count, number_of, share, value_of, with_interval
 from sleepfm_fast.results import Result
 
-__all__ = ["TASK_TITLES", "describe_result", "task_section"]
+__all__ = ["TASK_TITLES", "task_section"]
 
 TASK_TITLES = {
     "stage": "Sleep staging",

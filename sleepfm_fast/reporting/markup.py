@@ -7,7 +7,7 @@ import math
 import re
 from typing import Any
 
-__all__ = ["element", "escape", "number", "percent", "plain_text"]
+__all__ = ["element", "escape", "number", "percent"]
 
 # Characters that HTML forbids, and marks that turn the direction of the text around them.
 UNPRINTABLE = re.compile(

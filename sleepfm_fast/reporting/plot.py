@@ -17,7 +17,7 @@ import numpy.typing as npt
 from sleepfm_fast.reporting.markup import element, escape, number, percent
 from sleepfm_fast.reporting.scale import Scale
 
-__all__ = ["MARKERS", "N_SERIES", "Plot", "legend", "polyline", "series_class"]
+__all__ = ["MARKERS", "Plot", "legend", "polyline", "series_class"]
 
 INNER = 2000  # units of the stretched drawing in both directions: half a pixel at 1,000 pixels of width
 N_SERIES = 8
@@ -171,10 +171,10 @@ class Plot:
                 )
             )  # fmt: skip
 
-    def text(self, x: float, y: float, text: str, *, anchor: str = "start", dx: str = "4", dy: str = "-4") -> None:
+    def text(self, x: float, y: float, text: str, *, anchor: str = "start") -> None:
         """Write beside a point of the plot."""
         at = {"x": percent(float(self.x.fraction(x))), "y": percent(1 - float(self.y.fraction(y)))}
-        self.marks.append(element("text", escape(text), class_="note", text_anchor=anchor, dx=dx, dy=dy, **at))
+        self.marks.append(element("text", escape(text), class_="note", text_anchor=anchor, dx="4", dy="-4", **at))
 
     def _axes(self) -> str:
         parts = []

@@ -20,7 +20,7 @@ from sleepfm_fast.scoring.stages import STAGES
 if TYPE_CHECKING:
     from sleepfm_fast.embeddings import Embeddings
 
-__all__ = ["project", "projection_section", "sample_clips"]
+__all__ = ["project", "projection_section"]
 
 Method = Literal["tsne", "pca"]
 MOST_RUNS = 4

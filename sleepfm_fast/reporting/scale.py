@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Scale", "covering", "tick_texts"]
+__all__ = ["Scale", "covering"]
 
 N_MARKS = 5
 N_DECIMALS = 5  # of a tick's text beside which there is no room

@@ -29,7 +29,6 @@ from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.system import is_hidden, process_start, system_identity
 
 __all__ = [
-    "HEARTBEAT_S",
     "STALE_S",
     "Claim",
     "Claimed",

@@ -27,7 +27,6 @@ from sleepfm_fast.store.record_check import is_whole_record
 from sleepfm_fast.store.stored_channels import StoredChannel, blocks, channel_facts, fraction_pair, plan_channels
 
 __all__ = [
-    "ALIGNMENT",
     "StoredChannel",
     "commit",
     "plan_channels",

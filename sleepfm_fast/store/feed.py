@@ -27,7 +27,7 @@ from sleepfm_fast.store.window_kernels import (
     read_windows,
 )
 
-__all__ = ["Batch", "Buffer", "Feed", "WholeRecordings", "gather"]
+__all__ = ["Batch", "Buffer", "Feed", "WholeRecordings"]
 
 Array = npt.NDArray[Any]
 Int64 = npt.NDArray[np.int64]
@@ -264,25 +264,3 @@ class WholeRecordings:
     def _read_soon(self, recording: int) -> bool:
         self.store.read_soon(recording)
         return True
-
-
-def gather(store: ClipStore, clip_indices: npt.ArrayLike, slots: Sequence[int], bank: FilterBank) -> Batch:
-    """Gather one batch by a :class:`Feed` that is prepared once for each store, slots and bank, and kept in the store.
-
-    Parameters
-    ----------
-    store : ClipStore
-    clip_indices : array-like of int [B]
-    slots : sequence of int [C]
-    bank : FilterBank
-
-    Returns
-    -------
-    Batch
-        ``(raw, table [B, C, 6], calibration [B, C, 4])``.
-    """
-    key = (tuple(slots), id(bank))
-    feed = store.feeds.get(key)
-    if not isinstance(feed, Feed):
-        feed = store.feeds[key] = Feed(store, slots, bank)
-    return feed.gather(clip_indices)
