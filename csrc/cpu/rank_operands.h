@@ -5,7 +5,8 @@
 #include <cmath>
 #include <cstring>
 
-#include "cpu/contrastive_prepare.h"
+#include "cpu/contrastive_simd.h"
+#include "cpu/threads.h"
 #include "params.h"
 #if defined(SLEEPFM_TILES)
 #include "cpu/rank_tiles.h"
