@@ -26,10 +26,10 @@ from sleepfm_fast.cohorts import import_clinical, import_seed
 from sleepfm_fast.cohorts.attempts import ended_its_worker, killed_sentence, outlive, write_failure
 from sleepfm_fast.cohorts.cohort import with_digest
 from sleepfm_fast.cohorts.foreign import ForeignNight, signals_of, write_foreign
-from sleepfm_fast.cohorts.ingest import claimed_run, prepare_folder
 from sleepfm_fast.cohorts.night import STARTED
 from sleepfm_fast.cohorts.nights_table import night_row, write_nights
 from sleepfm_fast.cohorts.participant_tables import ParticipantTables, read_tables
+from sleepfm_fast.cohorts.store_claims import claimed_run, prepare_folder
 from sleepfm_fast.cohorts.store_inputs import inputs_of, with_inputs
 from sleepfm_fast.cohorts.summary import say_failed, say_issues, say_unknown
 from sleepfm_fast.errors import SleepfmError, refused_by_system

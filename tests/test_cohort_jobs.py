@@ -21,9 +21,9 @@ from nights import contents, preprocess, run_preprocess, write_cohort, write_nig
 from sleepfm_fast.clips import ClipStore, ClipStoreError
 from sleepfm_fast.cohorts import attempts
 from sleepfm_fast.cohorts.attempts import outlive
-from sleepfm_fast.cohorts.ingest import claimed_run
 from sleepfm_fast.cohorts.manifest import read_manifest
 from sleepfm_fast.cohorts.shards import Shard, parse_shard
+from sleepfm_fast.cohorts.store_claims import claimed_run
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.execution.parallel import WorkersLost
 from sleepfm_fast.preprocess import cli

@@ -18,7 +18,8 @@ from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.evaluation.changed_store import say_changed_store
 from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter
 from sleepfm_fast.results import definitions_note, find_results, read_result
-from sleepfm_fast.rundir import RunDirectory, reconcile
+from sleepfm_fast.rundir import RunDirectory
+from sleepfm_fast.runs.resumption import reconcile
 from sleepfm_fast.storage.definitions import DEFINITIONS, definitions_of, recorded_definitions
 from sleepfm_fast.storage.standing import difference, key_of
 from sleepfm_fast.store.label_rules import label_rules_note

@@ -55,7 +55,7 @@ def on_device(environment: dict[str, str], notes: Path, *command: object) -> dic
 
 def in_steps(noted: dict[str, int], n_steps: int) -> dict[str, int]:
     """What happened in every step, or more often, but for the checkpoints and the way of the model to the device."""
-    elsewhere = ("rundir.py", "training/validation.py", "training/facts.py")
+    elsewhere = ("runs/checkpoints.py", "training/validation.py", "training/facts.py")
     return {
         place: n
         for place, n in noted.items()

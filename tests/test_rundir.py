@@ -10,15 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.rundir import (
-    RunDirectory,
-    goes_on,
-    pack_optimiser,
-    read_checkpoint,
-    reconcile,
-    unpack_optimiser,
-    write_checkpoint,
-)
+from sleepfm_fast.rundir import RunDirectory, pack_optimiser, read_checkpoint, unpack_optimiser, write_checkpoint
+from sleepfm_fast.runs.resumption import goes_on, reconcile
 
 
 def small_model():

@@ -27,7 +27,8 @@ from sleepfm_fast.model.backends import encoder_backend, filter_backend, threads
 from sleepfm_fast.model.batch_norm import synchronise_batch_norm
 from sleepfm_fast.plurals import counted
 from sleepfm_fast.results import FOLDER
-from sleepfm_fast.rundir import RunDirectory, goes_on, read_checkpoint, reconcile
+from sleepfm_fast.rundir import RunDirectory, read_checkpoint
+from sleepfm_fast.runs.resumption import goes_on, reconcile
 from sleepfm_fast.runs.splits import Split
 from sleepfm_fast.store.label_rules import label_rules_note
 from sleepfm_fast.store.side_stream import upload

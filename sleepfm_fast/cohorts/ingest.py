@@ -1,20 +1,26 @@
 """A cohort into a clip store: by one process, or by the jobs of an array that write the same store at the same time.
 
 Every night has files of its own, which appear when they are whole; what all runs share (the plan, ``store.json``, the
-index, the manifest) is written under the claim ``running/lock``. A run's own claim, ``running/<run>.claim``, tells the
-others that it is at work: of the jobs of an array, the last one at work writes the index.
+index, the manifest) is written under the store's lock. Of the jobs of an array, the last one at work writes the index.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sleepfm_fast.channels import MONTAGES, Montage, passed_over, passed_over_text, resolve_auto
+from sleepfm_fast.channels import (
+    MONTAGES,
+    Montage,
+    passed_over,
+    passed_over_text,
+    resolve_auto,
+    unknown_labels,
+    unknown_text,
+)
 from sleepfm_fast.cli.bars import SLOW_S, progress_bar
 from sleepfm_fast.cli.command import say
 from sleepfm_fast.cli.json_text import from_json
@@ -27,19 +33,20 @@ from sleepfm_fast.cohorts.nights_table import night_row, write_nights
 from sleepfm_fast.cohorts.participant_tables import ParticipantTables
 from sleepfm_fast.cohorts.shards import Shard
 from sleepfm_fast.cohorts.silent_nights import is_scored, is_silent
+from sleepfm_fast.cohorts.store_claims import claimed_run, other_claims, prepare_folder, store_lock, sweep
 from sleepfm_fast.cohorts.store_inputs import INPUTS, inputs_of, with_inputs
 from sleepfm_fast.cohorts.twins import Twin, twins_notice
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.execution.parallel import Engine, Progress, in_parallel
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.scoring.files import namesakes_of
-from sleepfm_fast.storage.atomic import is_leftover, remove_leftovers, write_json
-from sleepfm_fast.storage.claims import Claim, Claimed, beats, holder_of, is_live, waited, watch
+from sleepfm_fast.storage.atomic import write_json
+from sleepfm_fast.storage.claims import Claim, beats
 from sleepfm_fast.store.clip_layout import read_store_file, sdb_counts, stage_counts
 from sleepfm_fast.store.clip_writer import commit, read_record, write_store_file
 from sleepfm_fast.store.label_rules import configuration_digest, label_rules_note
 
-__all__ = ["Cohort", "Outcome", "Request", "claimed_run", "ingest", "prepare_folder"]
+__all__ = ["Cohort", "Outcome", "Request", "ingest"]
 
 
 @dataclass(frozen=True)
@@ -156,84 +163,6 @@ def ingest(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Out
     )  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------------ who writes the store
-
-
-def prepare_folder(store: Path) -> None:
-    """Make the store's folders; refuse a folder that is something else."""
-    if store.is_dir() and not (store / "store.json").exists() and any(not ours(p) for p in store.iterdir()):
-        raise SleepfmError(
-            f"{store} is a folder with other things in it, not a clip store. The last path is where the store is "
-            "written; name a new or empty folder."
-        )
-    try:
-        for folder in (store, store / "recordings", store / "failures"):
-            folder.mkdir(parents=True, exist_ok=True)
-        (store / STARTED).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SleepfmError(f"the store {store} cannot be written: {error.strerror or error}.") from None
-
-
-def ours(path: Path) -> bool:
-    names = (".lock", "recordings", "failures", "running", "manifest", "manifest.csv", "nights.csv")
-    return path.name in names or is_leftover(path)
-
-
-def store_lock(store: Path) -> Any:
-    """Hold the store's shared files for a moment."""
-    return waited(store / "running" / "lock", say, f"the lock of {store}")
-
-
-def other_claims(store: Path, own: Path | None = None) -> list[Path]:
-    return sorted(path for path in (store / "running").glob("*.claim") if path != own)
-
-
-@contextmanager
-def claimed_run(store: Path, run: str, shard: Shard | None = None) -> Iterator[Claim]:
-    """Tell that this run is at work; refuse where one is that it cannot join."""
-    path = store / "running" / f"{run}.claim"
-    for other in other_claims(store):
-        if other == path or not may_join(other, shard):
-            watch(other, store)
-    with store_lock(store):
-        # The last of other runs may have removed the folder since it was made.
-        (store / STARTED).mkdir(parents=True, exist_ok=True)
-        at_work = [other for other in other_claims(store, path) if is_live(other)]
-        for other in at_work:
-            if not may_join(other, shard):
-                raise SleepfmError(
-                    f"another run ({holder_of(other) or 'which cannot be named'}, {other.stem}) is writing to {store}. "
-                    "Wait for it, or choose another store; only the shards of one array (--shard i/n with the same n) "
-                    "can write together."
-                )
-        try:
-            claim = Claim(path)
-        except Claimed as busy:
-            raise SleepfmError(
-                f"another run ({busy.holder or 'which cannot be named'}, {path.stem}) is writing to {store}. "
-                "Wait for it, or choose another store."
-            ) from None
-        if not at_work:
-            for void in other_claims(store, path):
-                void.unlink(missing_ok=True)
-            sweep(store)
-    try:
-        yield claim
-    finally:
-        claim.release()
-
-
-def may_join(other: Path, shard: Shard | None) -> bool:
-    """Whether a run of this share may be at work together with that of the claim ``other``."""
-    return shard is not None and other.stem.endswith(f"-of-{shard.count}")
-
-
-def sweep(store: Path) -> None:
-    """Delete what killed writers left; only while no other run is at work."""
-    for folder in (store, store / "recordings", store / "failures", store / "running"):
-        remove_leftovers(folder)
-
-
 # ------------------------------------------------------------------------------------------------- what is to be done
 
 
@@ -274,6 +203,7 @@ def settle(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Set
         for suffix in (".json", ".bin"):
             (store / "recordings" / f"{name}{suffix}").unlink(missing_ok=True)
     update_participants(store, plan, cohort, request.shard)
+    say_unknown_labels(request, [header for header in headers if header.path in plan.mine])
     unused = []
     if len(headers) == len(given):
         unused = request.corrections.unused(((h.path, h.signals) for h in headers), plan.left_out)
@@ -313,6 +243,14 @@ def auto_montage(request: Request, headers: Sequence[Header]) -> Montage:
     if kinds := passed_over(readable, montage):
         say(f"notice: {passed_over_text(kinds, len(readable))}")
     return montage
+
+
+def say_unknown_labels(request: Request, headers: Sequence[Header]) -> None:
+    """Say which labels of new recordings are not understood."""
+    corrected = [request.corrections.apply(header.path, header.signals).signals for header in headers]
+    if labels := unknown_labels([signal.label for signal in signals] for signals in corrected):
+        text, action = unknown_text(labels, len(headers))
+        say(f"notice: {text}; {action}")
 
 
 def read_headers(paths: Sequence[Path], engine: Engine) -> list[Header]:

@@ -21,8 +21,9 @@ from sleepfm_fast.model.batch_norm import synchronise_batch_norm
 from sleepfm_fast.model.compilation import compile_encoders
 from sleepfm_fast.model.fused_training import check_fused_training, fuse_training
 from sleepfm_fast.pretrained import Pretrained, initialise, read_pretrained
-from sleepfm_fast.rundir import RunDirectory, goes_on, reconcile
+from sleepfm_fast.rundir import RunDirectory
 from sleepfm_fast.runs.origin import UNKNOWN_SUBJECTS, Seen, seen_by, split_before
+from sleepfm_fast.runs.resumption import goes_on, reconcile
 from sleepfm_fast.runs.splits import Split
 from sleepfm_fast.store.label_rules import label_rules_note
 from sleepfm_fast.training.facts import announcement, description, results

@@ -26,13 +26,13 @@ from sleepfm_fast.ops.pages import release_pages
 from sleepfm_fast.plurals import counted, first_of
 from sleepfm_fast.rundir import (
     RunDirectory,
-    damaged,
     model_part,
     pack_optimiser,
     read_checkpoint,
     unpack_optimiser,
     write_checkpoint,
 )
+from sleepfm_fast.runs.checkpoints import damaged
 from sleepfm_fast.training.kept_buffers import KeptBuffers
 from sleepfm_fast.training.neighbours import clips_of
 from sleepfm_fast.training.pace import Pace
@@ -181,7 +181,7 @@ class TrainingLoop(ABC):
             self.say(f"notice: {notice}")
 
     def say_changes(self, changes: Iterable[Mapping[str, Any]]) -> None:
-        """Say which options are other ones from here on; ``changes`` as of :func:`sleepfm_fast.rundir.reconcile`."""
+        """Say which options are other ones from here on; ``changes`` as of ``runs.resumption.reconcile``."""
         for change in changes:
             self.say(
                 f"notice: from step {change['step']} on, {change['option']} is {change['is']}, was {change['was']}"
