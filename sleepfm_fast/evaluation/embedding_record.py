@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sleepfm_fast.cli.json_text import are, is_count, is_list, is_object, is_text
+from sleepfm_fast.cli.json_text import are_texts, is_count, is_list, is_object, is_text
 
 __all__ = ["wrong_entry"]
 
 Check = Callable[[Any], bool]
-
-
-def are_texts(value: Any) -> bool:
-    return are(value, is_text)
 
 
 def are_recordings(value: Any) -> bool:
