@@ -38,6 +38,7 @@ from sleepfm_fast.cli.path_kinds import Kind, places_of
 from sleepfm_fast.errors import SleepfmError, is_refusal, unreadable
 from sleepfm_fast.evaluation.embedding_record import wrong_entry
 from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.runs.splits import SPLITS
 from sleepfm_fast.storage.array_file import map_array
 from sleepfm_fast.storage.definitions import recorded_definitions
 from sleepfm_fast.storage.row_numbers import row_numbers
@@ -52,7 +53,6 @@ FEATURES_VERSION = 3
 two definitions for the same."""
 READABLE = (1, 2, 3)  # version 1 had no kind: all of its folders hold embeddings of one width
 KINDS = ("embedding", "feature")
-SPLITS = ("train", "validation", "test")
 COLUMNS: dict[str, str] = {
     "recording": "int32",
     "clip": "int32",

@@ -36,13 +36,14 @@ from sleepfm_fast.storage.standing import FolderKind, claimed_folder, refuse_sta
 from sleepfm_fast.system import synchronise_descriptor
 
 __all__ = [
-    "FOLDER", "Result", "claimed_result", "definitions_note", "find_results", "read_result", "result_folders",
-    "write_result",
+    "CLASSIFIERS", "FOLDER", "Result", "claimed_result", "definitions_note", "find_results", "read_result",
+    "result_folders", "write_result",
 ]  # fmt: skip
 
 FORMAT = "sleepfm_fast result"
 VERSION = 1
 FOLDER = "results"
+CLASSIFIERS = ("probe", "supervise", "classify")  # commands whose results are a classifier's test
 HEAD = ("format", "version", ENTRY, "arrays", "made_of")
 UNPRINTED = ("subjects", "recordings", "examples")
 """What a result has besides the line that is printed."""

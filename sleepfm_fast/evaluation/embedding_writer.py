@@ -25,7 +25,6 @@ from sleepfm_fast.embeddings import (
     COLUMNS,
     FEATURES_VERSION,
     FORMAT,
-    SPLITS,
     VERSION,
     Description,
     Embeddings,
@@ -33,6 +32,7 @@ from sleepfm_fast.embeddings import (
 )
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.runs.splits import SPLITS
 from sleepfm_fast.storage.array_file import ArrayFile
 from sleepfm_fast.storage.atomic import remove_leftovers, synchronise, write_json
 from sleepfm_fast.storage.claims import claim_to_write
