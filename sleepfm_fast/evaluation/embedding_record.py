@@ -62,7 +62,7 @@ LATER: Mapping[str, Check] = {
 def wrong_entry(record: Mapping[str, Any]) -> str | None:
     """Find the first entry of ``embeddings.json`` that is missing or cannot be as it was written; None: there is none.
 
-    What the lists of ages and sexes hold is left to :func:`sleepfm_fast.embeddings.people_problem`.
+    What the lists of ages and sexes hold is left to :func:`sleepfm_fast.evaluation.embedding_format.people_problem`.
 
     Parameters
     ----------

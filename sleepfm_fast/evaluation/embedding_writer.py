@@ -21,16 +21,16 @@ import numpy.typing as npt
 
 from sleepfm_fast.cli.command import plain, say, to_json
 from sleepfm_fast.cli.json_text import read_object
-from sleepfm_fast.embeddings import (
+from sleepfm_fast.embeddings import Embeddings
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.evaluation.embedding_format import (
     COLUMNS,
     FEATURES_VERSION,
     FORMAT,
     VERSION,
     Description,
-    Embeddings,
     range_problem,
 )
-from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.runs.splits import SPLITS
 from sleepfm_fast.storage.array_file import ArrayFile
