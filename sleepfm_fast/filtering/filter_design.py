@@ -174,7 +174,7 @@ def design_filter(preset: str, kind: str, fs_hz: Fraction, fs_out_hz: Fraction, 
     Parameters
     ----------
     preset, kind
-        One of `PRESETS`, one of `montage.montages.KINDS`.
+        One of `PRESETS`, one of `montage.slots.KINDS`.
     fs_hz, fs_out_hz
         Native and output rate, Hz.
     notch_hz

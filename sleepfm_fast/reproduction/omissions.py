@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from sleepfm_fast.evaluation.tasks import TASKS
-from sleepfm_fast.montage.montages import MODALITIES
+from sleepfm_fast.montage.slots import MODALITIES
 from sleepfm_fast.plurals import counted
 from sleepfm_fast.reproduction.experiments import Source
 from sleepfm_fast.reproduction.facts import Facts

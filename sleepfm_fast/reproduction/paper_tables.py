@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sleepfm_fast.montage.montages import MODALITIES
+from sleepfm_fast.montage.slots import MODALITIES
 from sleepfm_fast.plurals import counted
 from sleepfm_fast.reproduction.experiments import Evaluation, Modality, Run, Source, Task
 from sleepfm_fast.scoring.stages import STAGES
