@@ -9,6 +9,7 @@
 # PYTHON               the interpreter with torch (python3)
 # SLEEPFM_WHEELS       a folder of wheels to install first, from bench/gpu_wheels.sh; nothing is installed without it
 # SLEEPFM_BUILD        cmake (default), pip (scikit-build-core, no build isolation) or none (what is built in place)
+# SLEEPFM_GPU_BUILT    a folder that keeps the compiled module, so that a later run of the same sources builds nothing
 # SLEEPFM_CUDA_ARCHITECTURES   instead of the compute capability of the GPU found
 # SLEEPFM_GPU_STEPS    only these steps, separated by commas, by their names in the table (or what stands before a colon)
 # SLEEPFM_GPU_SECONDS  for all steps and the build together (480). Steps run in the order of what matters most and each gets
@@ -97,6 +98,10 @@ fi
 
 # ---- build ------------------------------------------------------------------------------------------------------------
 started=$SECONDS
+# The build has no step's limit of its own. What is left of all seconds is one, so that a build that hangs is told too.
+bounded() {
+  timeout -k 10 "$((seconds > SECONDS ? seconds - SECONDS : 1))" "$@"
+}
 by_cmake() {
   local cmake=(cmake) generator=()
   command -v cmake >/dev/null || cmake=("$python" -m cmake)
@@ -105,27 +110,52 @@ by_cmake() {
   [ -n "$architectures" ] && configure+=("-DSLEEPFM_CUDA_ARCHITECTURES=$architectures")
   # What is rehearsed is the steps, not the speed of the kernels: they compile in a third of the time.
   [ ${#rehearse[@]} -gt 0 ] && configure+=(-DCMAKE_BUILD_TYPE=None -DSLEEPFM_OPTIMIZATION=-O0)
-  "${cmake[@]}" -S "$tree" -B "$work/build" "${generator[@]}" "${configure[@]}" \
+  bounded "${cmake[@]}" -S "$tree" -B "$work/build" "${generator[@]}" "${configure[@]}" \
     -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" &&
-    "${cmake[@]}" --build "$work/build" -j "$(nproc)" &&
+    bounded "${cmake[@]}" --build "$work/build" -j "$(nproc)" &&
     "${cmake[@]}" --install "$work/build" --prefix "$tree"
 }
 by_pip() {
   local options=("--config-settings=cmake.define.SLEEPFM_CUDA=$cuda")
   [ -n "$architectures" ] && options+=("--config-settings=cmake.define.SLEEPFM_CUDA_ARCHITECTURES=$architectures")
-  "$python" -m pip wheel --no-index --no-deps --no-build-isolation -w "$work/wheel" "${options[@]}" "$tree" &&
+  bounded "$python" -m pip wheel --no-index --no-deps --no-build-isolation -w "$work/wheel" "${options[@]}" "$tree" &&
     "$python" -m zipfile -e "$work"/wheel/*.whl "$work/unpacked" &&
     cp "$work"/unpacked/sleepfm_fast/_C.*.so "$tree/sleepfm_fast/"
 }
+# All that the compiled module depends on, but the compilers.
+sources_key() {
+  {
+    echo "$build $cuda $architectures ${#rehearse[@]}"
+    "$python" -c 'import sys; print(sys.version, sys.executable)'
+    (cd "$tree" && find CMakeLists.txt pyproject.toml csrc -type f -print0 | sort -z | xargs -0 sha256sum)
+  } | sha256sum | cut -c 1-16
+}
 case $build in
-  cmake) by_cmake >>"$log" 2>&1 ;;
-  pip) by_pip >>"$log" 2>&1 ;;
-  none) cp "$root"/sleepfm_fast/_C.*.so "$tree/sleepfm_fast/" >>"$log" 2>&1 || true ;; # or an installed one
+  cmake | pip | none) ;;
   *)
     echo "SLEEPFM_BUILD is $build; choose cmake, pip or none" >&2
     exit 2
     ;;
-esac || fail "the build failed; see $log"
+esac
+kept=
+if [ -n "${SLEEPFM_GPU_BUILT:-}" ] && [ "$build" != none ]; then kept=$SLEEPFM_GPU_BUILT/$(sources_key); fi
+if [ "$build" = none ]; then
+  cp "$root"/sleepfm_fast/_C.*.so "$tree/sleepfm_fast/" >>"$log" 2>&1 || true # or an installed one
+elif [ -n "$kept" ] && cp "$kept"/_C.*.so "$tree/sleepfm_fast/" 2>/dev/null; then
+  build=kept
+else
+  if [ "$build" = pip ]; then by_pip; else by_cmake; fi >>"$log" 2>&1
+  case $? in
+    0) # a copy under another name first: a run that is killed keeps all of it or nothing
+      if [ -n "$kept" ]; then
+        { mkdir -p "$kept.partial" && cp "$tree"/sleepfm_fast/_C.*.so "$kept.partial/" && mv "$kept.partial" "$kept"; } \
+          >>"$log" 2>&1 || fail "the compiled module could not be kept in $SLEEPFM_GPU_BUILT; see $log"
+      fi
+      ;;
+    124 | 137) fail "the build was not done after $SECONDS s, the seconds of all steps; see $log" ;;
+    *) fail "the build failed; see $log" ;;
+  esac
+fi
 took=$((SECONDS - started))
 
 # ---- the steps --------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 ``python bench/report.py`` writes every comparison into docs/benchmarks.md and the headlines into README.md, there only
 of runs that measured them all, as a run of older code, or of a part of the benchmarks, did not. A page of a kernel
 (docs/kernels/) names the comparisons that it wants with all rivals, in a comment that the table follows. In
-docs/kernels.md the kernels' times are beside their bounds.
+docs/kernels.md the kernels' times are beside their bounds. Errors (errors.py) are in the pages of their kernels.
 ``python bench/report.py --check`` only says whether all pages are up to date.
 """
 
@@ -17,12 +17,24 @@ from pathlib import Path
 from typing import Any
 
 from bounds import BOUNDS, RATES
+from interleave import quantile
 
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 BOUNDS_BEGIN, BOUNDS_END = "<!-- bench:bounds -->", "<!-- bench:bounds-end -->"
 # The comment names comparisons, separated by semicolons.
 RIVALS = re.compile(r"(<!-- bench:rivals ([^\n]+?) -->\n).*?(<!-- bench:rivals-end -->)", re.DOTALL)
+# The comment names the op.
+ERRORS = re.compile(r"(<!-- bench:errors (loss|filter) -->\n).*?(<!-- bench:errors-end -->)", re.DOTALL)
+
+# Of fewer rounds the extremes are shown: their 10th and 90th percentiles would be interpolated between them.
+ROUNDS_FOR_A_BAND = 10
+BAND = "10-90 % of rounds; below 10 their range"
+OLDER = "older method"
+OLDER_METHOD = (
+    "Every call was timed once, cold; malloc gave freed pages back; the fastest rivals of later runs were missing, and "
+    "so were later changes of ours. Neither its times nor its shares compare with those of other runs."
+)
 
 # The README's rows, by how their names begin: one or two a stage of the pipeline, in the order of the data's flow.
 HEADLINES = (
@@ -52,6 +64,33 @@ def time_text(seconds: float) -> str:
     return f"{seconds / 1e-9:.3g} ns"
 
 
+def ratio_text(result: dict[str, Any], rival: str) -> str:
+    """Format how many times longer a rival takes, round by round: the median and the band, or the range, of it."""
+    ours = next(iter(result["medians_s"]))
+    each = [theirs / own for theirs, own in zip(result["seconds"][rival], result["seconds"][ours], strict=True)]
+    median = result["ratios"][rival]["median"]
+    if len(each) < ROUNDS_FOR_A_BAND:
+        return f"{median:.2f} (of {len(each)} rounds: {min(each):.2f}-{max(each):.2f})"
+    return f"{median:.2f} ({quantile(each, 0.1):.2f}-{quantile(each, 0.9):.2f})"
+
+
+def is_of_an_older_method(document: dict[str, Any]) -> bool:
+    """Whether a run lacks kept pages, and with them second calls and the fastest rivals: all came with one method."""
+    return "malloc" not in document["machine"]
+
+
+def label(document: dict[str, Any], name: str) -> str:
+    """Return what stands above the columns of a run."""
+    return f"{name}, {OLDER}" if is_of_an_older_method(document) else name
+
+
+def warning(documents: list[dict[str, Any]]) -> list[str]:
+    """Say of which runs the columns are not to be set beside the others, if there are any."""
+    older = [d for d in documents if is_of_an_older_method(d)]
+    each = ", ".join(f"`{d['name']}` (commit {d['machine']['commit']})" for d in older)
+    return [f"*{OLDER.capitalize()}*: {each}. {OLDER_METHOD}"] if older else []
+
+
 def versions(machine: dict[str, Any]) -> str:
     """Name the versions that the times depend on, as far as the run recorded them."""
     names = ("torch", "numpy", "scipy", "scikit-learn", "numba", "pyedflib", "edfio", "mne", "soxr")
@@ -71,8 +110,11 @@ def table(document: dict[str, Any], *, whole: bool = True) -> list[str]:
     """
     m = document["machine"]
     where = f"{m['gpu']}, {m['cpu_model']}" if m.get("gpu") else m["cpu_model"]
+    notice = warning([document])
     lines = [
-        "| what | ours | fastest rival | its time | times faster (10-90 % of rounds) | extra memory, ours / rival |",
+        *notice,
+        *[""] * len(notice),
+        f"| what | ours | fastest rival | its time | times faster ({BAND}) | extra memory, ours / rival |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for result in document["results"] if whole else headlines(document["results"]):
@@ -84,11 +126,9 @@ def table(document: dict[str, Any], *, whole: bool = True) -> list[str]:
             lines.append(f"{start} | - | - | - | {f'{peaks[ours]:.0f} MiB' if ours in peaks else '-'} |")
             continue
         rival = min(rivals, key=lambda arm: result["medians_s"][arm])
-        r = result["ratios"][rival]
         both = f"{peaks[ours]:.0f} / {peaks[rival]:.0f} MiB" if ours in peaks and rival in peaks else "-"
         lines.append(
-            f"{start} | {rival} | {time_text(result['medians_s'][rival])} | "
-            f"{r['median']:.2f} ({r['low']:.2f}-{r['high']:.2f}) | {both} |"
+            f"{start} | {rival} | {time_text(result['medians_s'][rival])} | {ratio_text(result, rival)} | {both} |"
         )
     load = f", load average {m['load_average']}" if "load_average" in m else ""
     load += ", a process for each benchmark" if document.get("processes") == "one a benchmark" else ""
@@ -115,9 +155,9 @@ def stored(path: Path, *, whole: bool) -> list[str]:
 
 
 def is_experiment(path: Path) -> bool:
-    """Whether a stored file is an experiment, which has a page of its own, and no benchmark."""
+    """Whether a stored file is no benchmark: an experiment, which has a page of its own, or errors."""
     try:
-        return bool(json.loads(path.read_text(encoding="utf-8")).get("kind") == "experiment")
+        return json.loads(path.read_text(encoding="utf-8")).get("kind") in ("experiment", "errors")
     except (ValueError, AttributeError):
         return False
 
@@ -133,13 +173,13 @@ def block(results: Path, *, whole: bool) -> str:
         lacks = "; ".join(f"{path.name} lacks {', '.join(missing_headlines(path))}" for path in files)
         raise ReportError(f"no run has every headline: {lacks}. Measure with `pytest bench/ --store NAME`.")
     if not whole:  # Earlier runs leave malloc as it is, and lack the rivals that came with that.
-        shown = [path for path in shown if "malloc" in machine_of(path)] or shown
+        shown = [path for path in shown if not is_of_an_older_method(read(path))] or shown
     return "\n\n".join("\n".join(lines[path]) for path in shown)
 
 
-def machine_of(path: Path) -> dict[str, Any]:
-    """Return what a stored run says of its machine."""
-    return dict(json.loads(path.read_text(encoding="utf-8"))["machine"])
+def read(path: Path) -> dict[str, Any]:
+    """Return a stored run."""
+    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def missing_headlines(path: Path) -> list[str]:
@@ -160,7 +200,7 @@ def rivals(names: list[str], documents: list[dict[str, Any]]) -> str:
     """Return comparisons as a table of all arms, two columns for each run that has one of them."""
     runs = [(d, {r["name"]: r for r in d["results"] if r["name"] in names}) for d in documents]
     runs = [(document, found) for document, found in runs if found]
-    lines = ["| |" + "".join(f" {document['name']} | times ours (10-90 % of rounds) |" for document, _ in runs)]
+    lines = ["| |" + "".join(f" {label(document, document['name'])} | times ours ({BAND}) |" for document, _ in runs)]
     lines.append("|---|" + "---|---|" * len(runs))
     for name in names:
         results = [found.get(name, {"medians_s": {}, "ratios": {}}) for _, found in runs]
@@ -171,10 +211,10 @@ def rivals(names: list[str], documents: list[dict[str, Any]]) -> str:
         for arm in sorted(times, key=lambda arm: (arm != "ours", times[arm])):
             row = f"| {arm} |"
             for result in results:
-                median, ratio = result["medians_s"].get(arm), result["ratios"].get(arm)
+                median = result["medians_s"].get(arm)
                 memory = f", {peaks[arm]:.0f} MiB" if (peaks := result.get("peak_rss_mib", {})) and arm in peaks else ""
                 row += f" {time_text(median)}{memory} |" if median else " - |"
-                row += f" {ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f}) |" if ratio else " |"
+                row += f" {ratio_text(result, arm)} |" if result["ratios"].get(arm) else " |"
             lines.append(row)
     machines = [(document["name"], document["machine"]) for document, _ in runs]
     files = "; ".join(
@@ -182,7 +222,13 @@ def rivals(names: list[str], documents: list[dict[str, Any]]) -> str:
         f"commit {m['commit']})"
         for name, m in machines
     )
-    return "\n".join([*lines, "", f"Medians and, where measured, extra memory of the stored runs: {files}."])
+    said = " ".join(
+        [
+            f"Medians and, where measured, extra memory of the stored runs: {files}.",
+            *warning([document for document, _ in runs]),
+        ]
+    )
+    return "\n".join([*lines, "", said])
 
 
 def bounds(documents: list[dict[str, Any]]) -> str:
@@ -191,7 +237,7 @@ def bounds(documents: list[dict[str, Any]]) -> str:
         (d, {r["name"]: r["medians_s"]["ours"] for r in d["results"] if "ours" in r["medians_s"]}) for d in documents
     ]
     runs = [(document, medians) for document, medians in runs if document["name"] in RATES]
-    heads = "".join(f" {d['machine']['instruction_set']}: bound | stored | share |" for d, _ in runs)
+    heads = "".join(f" {label(d, d['machine']['instruction_set'])}: bound | stored | share |" for d, _ in runs)
     lines = [
         f"| kernel | multiply-adds |{heads} what takes the rest |",
         "|---|---|" + "---|---|---|" * len(runs) + "---|",
@@ -205,13 +251,63 @@ def bounds(documents: list[dict[str, Any]]) -> str:
             row += f" {100 * bound.multiply_adds / rate / stored_s:.0f} % |" if rate and stored_s else " - |"
         lines.append(f"{row} {bound.rest} |")
     files = ", ".join(f"`bench/results/{document['name']}.json`" for document, _ in runs)
-    return "\n".join([*lines, "", f"Medians of the stored runs: {files}."])
+    return "\n".join([*lines, "", " ".join([f"Medians of the stored runs: {files}.", *warning([d for d, _ in runs])])])
 
 
 def benchmarks(results: Path) -> list[dict[str, Any]]:
     """Return all stored runs by name, without the experiments."""
     files = [path for path in results.glob("*.json") if not is_experiment(path)]
     return sorted((json.loads(path.read_text(encoding="utf-8")) for path in files), key=lambda d: str(d["name"]))
+
+
+def filter_name(case: dict[str, Any]) -> str:
+    """Name a filter as docs/kernels/filter-resample.md does."""
+    notch = f", notch {case['notch_hz']}" if case["notch_hz"] else ""
+    return f"`{case['preset']}` {case['kind']}{notch} | {case['fs_hz']:,}"
+
+
+def loss_error(error: dict[str, float]) -> str:
+    """Format the errors of one case of the loss."""
+    rms, largest, value = (
+        f"{error[key]:.1e}".replace("e-0", "e-") for key in ("gradient_rms", "gradient_largest", "loss")
+    )
+    return f"{rms}, {largest}; {value}; {error['ranks_moved']}"
+
+
+def errors(what: str, documents: list[dict[str, Any]]) -> str:
+    """Return the errors of the loss or of the filter as a table, a column an instruction set of each run."""
+    if not documents:
+        raise ReportError("no stored errors; measure them with `python bench/errors.py NAME`.")
+    lines = []
+    for document in documents:
+        cases, m = document[what]["cases"], document["machine"]
+        arms = list(cases[0]["errors"])
+        if what == "loss":
+            sizes = ", ".join(f"{size} = {document['loss'][size]}" for size in ("N", "D", "M"))
+            lines += [f"| against float64, {sizes} | {' | '.join(arms)} |", "|---" * (1 + len(arms)) + "|"]
+            for case in cases:
+                cells = " | ".join(loss_error(case["errors"][arm]) for arm in arms)
+                lines.append(f"| {case['rows']}, s = {case['scale']:g} | {cells} |")
+        else:
+            heads = " | ".join(f"{arm}: noise, dB | drift, dB" for arm in arms)
+            lines += [f"| preset, kind | fs, Hz | {heads} |", "|---" * (2 + 2 * len(arms)) + "|"]
+            for case in cases:
+                found = (case["errors"][arm] for arm in arms)
+                cells = " | ".join(f"{error['noise_db']:.0f} | {error['drift_db']:.0f}" for error in found)
+                lines.append(f"| {filter_name(case)} | {cells} |")
+        lines += ["", f"`bench/results/{document['name']}.json` ({m['cpu_model']}, commit {m['commit']}).", ""]
+    return "\n".join(lines[:-1])
+
+
+def stored_errors(results: Path) -> list[dict[str, Any]]:
+    """Return all stored errors by name."""
+    documents = (json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json")))
+    return [document for document in documents if document.get("kind") == "errors"]
+
+
+def with_errors(page: str, documents: list[dict[str, Any]]) -> str:
+    """Return a page of a kernel with its table of errors drawn from what errors.py stored."""
+    return ERRORS.sub(lambda m: f"{m[1]}{errors(m[2], documents)}\n{m[3]}", page)
 
 
 def with_rivals(page: str, documents: list[dict[str, Any]]) -> str:
@@ -233,7 +329,8 @@ def main(argv: list[str] | None = None) -> int:
         old = {page: page.read_text(encoding="utf-8") for page in (*pages, index, *kernels)}
         new = {page: rewritten(old[page], block(arguments.results, whole=whole)) for page, whole in pages.items()}
         documents = benchmarks(arguments.results)
-        new |= {page: with_rivals(old[page], documents) for page in kernels}
+        errors_found = stored_errors(arguments.results)
+        new |= {page: with_errors(with_rivals(old[page], documents), errors_found) for page in kernels}
         new[index] = rewritten(old[index], bounds(documents), BOUNDS_BEGIN, BOUNDS_END)
     except (ReportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

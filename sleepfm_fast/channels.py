@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import json
 import statistics
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from sleepfm_fast.formats.units import unit_of
-from sleepfm_fast.montage.channel_names import canonical, fits, kind_of, matched_as, numbered_contacts
+from sleepfm_fast.montage.channel_names import canonical, fits, is_unknown, kind_of, matched_as, numbered_contacts
 from sleepfm_fast.montage.montages import CHANNELS, MONTAGES
 from sleepfm_fast.montage.slots import KINDS, MODALITIES, MODALITY_OF_KIND, ChannelError, Modality, Montage, Slot
-from sleepfm_fast.plurals import counted
+from sleepfm_fast.plurals import agreeing, counted, first_of
 
 if TYPE_CHECKING:
     from sleepfm_fast.edf import Signal
@@ -40,6 +41,8 @@ __all__ = [
     "resolve_auto",
     "unassigned",
     "unit_of",
+    "unknown_labels",
+    "unknown_text",
 ]
 
 AUTO_SHARE = 0.5
@@ -246,6 +249,25 @@ def passed_over_text(kinds: dict[str, int], n_recordings: int) -> str:
         "of some kinds most recordings have a channel, but no single channel occurs in half of them, so --montage "
         f"auto takes none: {listed}. Choose --montage aasm, which accepts other electrodes in their place, or give the "
         "channels one name with --overrides"
+    )
+
+
+def unknown_labels(recordings: Iterable[Iterable[str]]) -> dict[str, int]:
+    """Labels that are not understood, the commonest first, with how many recordings have them."""
+    counts: Counter[str] = Counter()
+    for labels in recordings:
+        counts.update({label.strip() for label in labels if label.strip() and is_unknown(label)})
+    return {label: counts[label] for label in sorted(counts, key=lambda label: (-counts[label], label))}
+
+
+def unknown_text(labels: Mapping[str, int], n_recordings: int) -> tuple[str, str]:
+    """What was found about :func:`unknown_labels`, and what to do."""
+    listed = first_of([f"{label} ({n} of {n_recordings})" for label, n in labels.items()], 10)
+    example = json.dumps({"*": {next(iter(labels)): {"alias": "Chest"}}}, ensure_ascii=False)
+    return (
+        f"no slot uses {agreeing(len(labels), 'this label', 'these labels')}, whose meaning is not known: {listed}",
+        f"if one is a channel of sleep, say which, as with --overrides {example} (names: {', '.join(CHANNELS)}); "
+        "with exclude in place of alias it is left out without this remark",
     )
 
 

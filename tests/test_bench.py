@@ -23,6 +23,7 @@ if not BENCH.is_dir():
     pytest.skip("the benchmarks are in the clone, not in the package", allow_module_level=True)
 sys.path.insert(0, str(BENCH))
 
+import errors  # noqa: E402
 import interleave  # noqa: E402
 import machine  # noqa: E402
 import memory  # noqa: E402
@@ -306,12 +307,13 @@ def stored(folder, name="run", passed=True):
             "python": "3",
             "commit": "abc",
             "gpu": None,
+            "malloc": "keeps freed pages",
         },
         "passed": passed,
         "results": [
             {
                 "name": "a sum",
-                "seconds": {},
+                "seconds": {"ours": [0.01, 0.02], "slower": [2.6, 2.6], "rival": [2.0, 3.0]},
                 "medians_s": {"ours": 0.0123, "slower": 2.6, "rival": 2.5},
                 "ratios": {"rival": {"median": 203.25, "low": 190, "high": 210.5}, "slower": {}},
                 "peak_rss_mib": {"ours": 3.2, "rival": 400},
@@ -345,12 +347,14 @@ def test_report_rewrites_only_its_blocks(tmp_path, capsys, monkeypatch):
     assert report_run(tmp_path) == 0
     for text in (readme.read_text(), page.read_text()):
         assert text.startswith(f"# Title\n\n{report.BEGIN}\n| what | ours | fastest rival |")
-        assert "\n\n**run**: C, 2 cores, avx2, Python 3, torch 2; commit abc. All rivals" in text
+        assert (
+            "\n\n**run**: C, 2 cores, avx2, Python 3, torch 2; commit abc, malloc keeps freed pages. All rivals" in text
+        )
         assert text.endswith(f"\n{report.END}\n\nAfter.\n")
         assert "| alone | 4 µs | - | - | - | - |" in text
         assert "slower" not in text  # one row a comparison: the fastest rival
         assert "old" not in text
-    assert "| a sum | 12.3 ms | rival | 2.5 s | 203.25 (190.00-210.50) | 3 / 400 MiB |" in page.read_text()
+    assert "| a sum | 12.3 ms | rival | 2.5 s | 203.25 (of 2 rounds: 150.00-200.00) | 3 / 400 MiB |" in page.read_text()
     assert "a sum" not in readme.read_text()
     assert report_run(tmp_path, "--check") == 0
     before = readme.read_text(), page.read_text()
@@ -379,8 +383,9 @@ def test_the_readme_leaves_out_runs_of_before_malloc_kept_pages_once_there_is_on
     readme, page = pages(tmp_path, f"{report.BEGIN}\n{report.END}\n")
     stored(tmp_path / "results")
     document = json.loads((tmp_path / "results" / "run.json").read_text())
-    document["machine"]["malloc"] = "keeps freed pages"
     (tmp_path / "results" / "now.json").write_text(json.dumps(document | {"name": "now"}))
+    del document["machine"]["malloc"]
+    (tmp_path / "results" / "run.json").write_text(json.dumps(document))
     monkeypatch.setattr(report, "HEADLINES", ("alone",))
     assert report_run(tmp_path) == 0
     assert "**now**" in readme.read_text()
@@ -395,6 +400,8 @@ def test_a_page_of_a_kernel_has_the_rivals_of_the_comparisons_it_names(tmp_path,
     document["results"] = document["results"][:1]
     document["results"][0]["medians_s"] = {"ours": 2e-3, "another": 0.5}
     document["results"][0]["ratios"] = {"another": {"median": 250, "low": 240, "high": 260}}
+    rounds = {"ours": [2e-3] * 11, "another": [2e-3 * i for i in range(245, 256)]}
+    document["results"][0]["seconds"] = rounds
     (tmp_path / "results" / "a.json").write_text(json.dumps(document | {"name": "second"}))
     document["results"][0]["name"] = "something else"
     (tmp_path / "results" / "b.json").write_text(json.dumps(document | {"name": "third"}))
@@ -405,12 +412,12 @@ def test_a_page_of_a_kernel_has_the_rivals_of_the_comparisons_it_names(tmp_path,
     assert report_run(tmp_path) == 0
     lines = kernel.read_text().splitlines()
     assert lines[:3] == ["# Sum", "", "<!-- bench:rivals a sum; alone -->"]
-    assert lines[3] == "| | run | times ours (10-90 % of rounds) | second | times ours (10-90 % of rounds) |"
+    assert lines[3] == f"| | run | times ours ({report.BAND}) | second | times ours ({report.BAND}) |"
     assert lines[5:11] == [
         "| **a sum** | | | | |",
         "| ours | 12.3 ms, 3 MiB | | 2 ms, 3 MiB | |",
-        "| another | - | | 500 ms | 250.00 (240.00-260.00) |",
-        "| rival | 2.5 s, 400 MiB | 203.25 (190.00-210.50) | - | |",
+        "| another | - | | 500 ms | 250.00 (246.00-254.00) |",
+        "| rival | 2.5 s, 400 MiB | 203.25 (of 2 rounds: 150.00-200.00) | - | |",
         "| slower | 2.6 s | | - | |",
         "| **alone** | | | | |",
     ]
@@ -422,6 +429,33 @@ def test_a_page_of_a_kernel_has_the_rivals_of_the_comparisons_it_names(tmp_path,
     capsys.readouterr()
     assert report_run(tmp_path) == 1
     assert "'a product'" in capsys.readouterr().err
+
+
+def test_a_run_of_the_older_method_is_marked_wherever_its_columns_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "HEADLINES", ("alone",))
+    monkeypatch.setattr(report, "RATES", {"run": {"float32": 1e9}, "now": {"float32": 1e9}})
+    monkeypatch.setattr(report, "BOUNDS", (report.BOUNDS[0]._replace(result="a sum", kind="float32"),))
+    stored(tmp_path / "results", name="now")
+    _, page = pages(tmp_path, f"{report.BEGIN}\n{report.END}\n")
+    kernel = tmp_path / "docs" / "kernels" / "sum.md"
+    kernel.parent.mkdir()
+    kernel.write_text("<!-- bench:rivals a sum -->\n<!-- bench:rivals-end -->\n")
+    index = tmp_path / "docs" / "kernels.md"
+    assert report_run(tmp_path) == 0
+    assert not any("older" in p.read_text().lower() for p in (page, kernel, index))
+    stored(tmp_path / "results")
+    document = json.loads((tmp_path / "results" / "run.json").read_text())
+    del document["machine"]["malloc"]
+    (tmp_path / "results" / "run.json").write_text(json.dumps(document))
+    assert report_run(tmp_path) == 0
+    assert "| | now | times ours" in kernel.read_text()
+    assert "| run, older method | times ours" in kernel.read_text()
+    assert "| avx2: bound | stored | share | avx2, older method: bound |" in index.read_text()
+    said = f"*Older method*: `run` (commit abc). {report.OLDER_METHOD}"
+    for p in (page, kernel, index):
+        assert p.read_text().count(said) == 1
+    text = page.read_text()
+    assert text.index("**now**") < text.index(said) < text.index("**run**")
 
 
 def test_the_page_of_kernels_has_bounds_beside_stored_times(tmp_path, monkeypatch):
@@ -445,6 +479,90 @@ def test_the_page_of_kernels_has_bounds_beside_stored_times(tmp_path, monkeypatc
         "Medians of the stored runs: `bench/results/run.json`.",
         report.BOUNDS_END,
     ]
+
+
+def small_errors(monkeypatch, operation=lambda op: op):
+    """Measure the errors of small tasks in this process."""
+    monkeypatch.setattr(errors, "N", 130)
+    monkeypatch.setattr(errors, "FILTERS", (errors.Filter("aasm", "eeg", 200), errors.Filter("aasm", "emg", 512, 50)))
+    monkeypatch.setattr(errors.ops, "contrastive_loss", operation(errors.ops.contrastive_loss))
+    monkeypatch.setattr(errors.ops, "filter_resample", operation(errors.ops.filter_resample))
+    monkeypatch.setattr(errors, "ours_with", lambda name: errors.ours())
+    return errors.measured(["avx2", "amx"])
+
+
+def test_errors_are_those_of_rounding(monkeypatch):
+    found = small_errors(monkeypatch)
+    assert [(case["rows"], case["scale"]) for case in found["loss"]["cases"]] == [
+        (rows, scale) for rows in errors.ROWS for scale in errors.SCALES
+    ]
+    for case in found["loss"]["cases"]:
+        assert list(case["errors"]) == ["avx2", "amx", errors.PYTORCH]
+        for error in case["errors"].values():
+            assert 0 < error["gradient_rms"] < error["gradient_largest"] < 8 * (1 + case["scale"]) * 1e-5
+            assert error["loss"] < 8 * (1 + case["scale"]) * 2**-23
+    for case in found["filter"]["cases"]:
+        assert list(case["errors"]) == ["avx2"]  # amx has no filter of its own
+        assert 125 < case["errors"]["avx2"]["noise_db"] < 145
+        assert 125 < case["errors"]["avx2"]["drift_db"] < 150
+
+
+def test_errors_show_one_percent(monkeypatch):
+    def too_large(op):
+        def planted(*arguments, **options):
+            result = op(*arguments, **options)
+            return (1.01 * result[0], result[1]) if isinstance(result, tuple) else 1.01 * result
+
+        return planted
+
+    found = small_errors(monkeypatch, too_large)
+    for case in found["loss"]["cases"]:
+        assert case["errors"]["avx2"]["loss"] == pytest.approx(0.01, rel=1e-2)
+        assert case["errors"]["avx2"]["gradient_rms"] == pytest.approx(0.01, rel=1e-2)
+        assert case["errors"][errors.PYTORCH]["loss"] < 1e-4
+    assert [round(case["errors"]["avx2"]["noise_db"], 1) for case in found["filter"]["cases"]] == [40.0, 40.0]
+
+
+def test_a_page_of_a_kernel_has_its_errors(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(report, "HEADLINES", ("alone",))
+    stored(tmp_path / "results")
+    pages(tmp_path, f"{report.BEGIN}\n{report.END}\n")
+    kernel = tmp_path / "docs" / "kernels" / "sum.md"
+    kernel.parent.mkdir()
+    marks = "".join(f"<!-- bench:errors {what} -->\nold\n<!-- bench:errors-end -->\n" for what in ("loss", "filter"))
+    kernel.write_text(marks)
+    assert report_run(tmp_path) == 1
+    assert "no stored errors; measure them with `python bench/errors.py NAME`." in capsys.readouterr().err
+    error = {"gradient_rms": 1.26e-7, "gradient_largest": 9e-7, "loss": 0.0, "ranks_moved": 2}
+    two = {"avx2": {"noise_db": 136.6, "drift_db": 99.5}, "avx512": {"noise_db": 130.2, "drift_db": 141}}
+    document = {
+        "kind": "errors",
+        "name": "of rounding",
+        "machine": {"cpu_model": "C", "commit": "abc"},
+        "loss": {"M": 3, "N": 4, "D": 5, "cases": [{"rows": "some", "scale": 14.3, "errors": {"amx": error}}]},
+        "filter": {
+            "cases": [{"preset": "aasm", "kind": "emg", "fs_hz": 2048, "notch_hz": 50, "errors": two}],
+        },
+    }
+    (tmp_path / "results" / "errors.json").write_text(json.dumps(document))
+    assert report_run(tmp_path) == 0
+    assert kernel.read_text().splitlines() == [
+        "<!-- bench:errors loss -->",
+        "| against float64, N = 4, D = 5, M = 3 | amx |",
+        "|---|---|",
+        "| some, s = 14.3 | 1.3e-7, 9.0e-7; 0.0e+00; 2 |",
+        "",
+        "`bench/results/of rounding.json` (C, commit abc).",
+        "<!-- bench:errors-end -->",
+        "<!-- bench:errors filter -->",
+        "| preset, kind | fs, Hz | avx2: noise, dB | drift, dB | avx512: noise, dB | drift, dB |",
+        "|---|---|---|---|---|---|",
+        "| `aasm` emg, notch 50 | 2,048 | 137 | 100 | 130 | 141 |",
+        "",
+        "`bench/results/of rounding.json` (C, commit abc).",
+        "<!-- bench:errors-end -->",
+    ]
+    assert "of rounding" not in (tmp_path / "docs" / "benchmarks.md").read_text()
 
 
 def test_every_bound_is_of_a_stored_benchmark():

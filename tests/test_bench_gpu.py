@@ -14,6 +14,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+
+import sleepfm_fast
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / "bench"
@@ -22,7 +25,9 @@ if not (BENCH / "gpu.sh").is_file():
 sys.path.insert(0, str(BENCH))
 
 import gpu_probe  # noqa: E402
+import gpu_sanitize  # noqa: E402
 import gpu_steps  # noqa: E402
+from emulated_mbconv_train import BUFFERS, emulate_training  # noqa: E402
 
 
 def gpu(*arguments, **environment):
@@ -121,8 +126,6 @@ def test_wrong_usage(arguments):
 
 
 def test_without_a_gpu_the_run_says_so(tmp_path):
-    import torch
-
     if torch.cuda.is_available() or shutil.which("nvidia-smi"):
         pytest.skip("this machine has a GPU")
     done = gpu(str(tmp_path))
@@ -145,6 +148,43 @@ def test_a_warning_does_not_end_the_only_run(tmp_path):
         command = [*step.command[:3], "-q", "-c", str(ROOT / "pyproject.toml"), *added, "--rootdir", str(tmp_path)]
         done = subprocess.run([*command, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == status, done.stdout + done.stderr
+
+
+@pytest.fixture
+def stub_cmake(tmp_path):
+    """A cmake that notes its calls and installs the module of this process; what it does besides is given."""
+
+    def install(command):
+        folder, calls = tmp_path / "cmake", tmp_path / "calls"
+        folder.mkdir()
+        lines = [f'echo "$@" >> "{calls}"', command]
+        lines.append(f'case $1 in --install) cp "{sleepfm_fast._C.__file__}" "$4/sleepfm_fast/" ;; esac')
+        (folder / "cmake").write_text("\n".join(["#!/bin/sh", *lines, ""]))
+        (folder / "cmake").chmod(0o755)
+        return {"SLEEPFM_BUILD": "cmake", "PATH": f"{folder}:{os.environ['PATH']}"}, calls
+
+    return install
+
+
+def test_a_module_that_was_kept_is_not_built_again(tmp_path, stub_cmake):
+    environment, calls = stub_cmake("")
+    environment |= {"SLEEPFM_GPU_BUILT": str(tmp_path / "built"), "SLEEPFM_GPU_STEPS": "sanitizer racecheck"}
+    for architecture, by, n_calls in (("90", "cmake", 3), ("90", "kept", 3), ("80", "cmake", 6)):
+        out = tmp_path / f"{architecture}-{by}"
+        done = gpu("--rehearse", str(out), SLEEPFM_CUDA_ARCHITECTURES=architecture, **environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert json.loads((out / "gpu.json").read_text())["build"]["by"] == by
+        assert len(calls.read_text().splitlines()) == n_calls
+
+
+def test_a_build_that_hangs_is_ended_within_the_budget(tmp_path, stub_cmake):
+    environment, _ = stub_cmake("case $1 in --build) sleep 100 ;; esac")
+    begun = time.monotonic()
+    done = gpu("--rehearse", str(tmp_path / "out"), SLEEPFM_GPU_SECONDS="5", **environment)
+    assert time.monotonic() - begun < 60
+    assert done.returncode == 1
+    assert "the build was not done after" in done.stderr
+    assert not json.loads((tmp_path / "out" / "gpu.json").read_text())["passed"]
 
 
 def step(name, code, limit_s=30, **more):
@@ -277,7 +317,9 @@ def test_what_matters_most_comes_first(tmp_path):
     """Right or wrong before our times, ours before the rivals', and of what is least valuable the largest limits."""
     names = [step.name for step in gpu_steps.steps(tmp_path, False)]
     order = ["tests on cuda: small", "benchmarks on cuda: loss", "measurements", "benchmarks on cuda: rivals"]
-    places = [names.index(name) for name in [*order, "benchmarks on cpu"]]
+    # A CPU is easier to come by than a GPU, whose time this is.
+    order += ["benchmarks on cuda: compiled encoder", "tests on the cpu", "benchmarks on cpu"]
+    places = [names.index(name) for name in order]
     assert places == sorted(places)
     assert places[-1] == len(names) - 1
 
@@ -364,6 +406,18 @@ def test_the_sanitizer_is_found_beside_the_compiler(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     (racecheck,) = json.loads((tmp_path / "out" / "gpu.json").read_text())["steps"]
     assert racecheck["outcome"] == "passed"
+
+
+def test_initcheck_sees_no_product_of_a_library(monkeypatch):
+    """Nor may a change of the kernels' arguments be noticed on a device only."""
+    words = gpu_steps.SANITIZER_PATHS["initcheck"]
+    assert set(words) == {*gpu_sanitize.SIZES, gpu_sanitize.BETWEEN} - {"gemm"}
+    emulated = emulate_training(monkeypatch)
+    for product in ("mm", "addmm", "mv"):
+        monkeypatch.setattr(torch, product, None)
+    monkeypatch.setattr(gpu_sanitize, "BLOCKS", ((8, 16, 2), (8, 8, 1)))
+    gpu_sanitize.between_products(torch.device("cpu"))
+    assert set(emulated.counts) == set(BUFFERS)
 
 
 def test_measurements_that_fail_stop_nothing_and_are_told_apart(tmp_path, monkeypatch, capsys):

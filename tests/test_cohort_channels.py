@@ -231,6 +231,16 @@ def test_kind_of_a_cohorts_channel(label, kind):
         ("NCH: ECG EKG2-EKG, ECG LA-RA; MASS: ECG ECGI", "ECG"),
         ("NCH: EEG CHIN1-CHIN2; WSC: cchin_l", "Chin EMG"),
         ("UCDDB: Lefteye; STAGES: E1M2; NCH: EEG LOC-M2; CAP: EOG sin; MASS: EOG Left Horiz", "E1"),
+        ("pt: Queixo, EMG Queixo; es: Barbilla, Mentón; it: Mento; nl: EMG kin; sv: Haka", "Chin EMG"),
+        ("pt: Fluxo, Termistor; es: Flujo aéreo; sv: Luftflöde; Nihon Kohden: Airflow DC01", "Thermal Flow"),
+        ("pt: Pressão nasal; it: Pressione nasale; nl: Neusdruk; sv: Nästryck; de: Nasenkanüle", "Nasal Pressure"),
+        ("pt: Ronco; es: Ronquidos; nl: Snurken; sv: Snarkning", "Snore"),
+        ("pt: Saturacao, Saturação de O2; es: Saturación; sv: Syremättnad; Nihon Kohden: SpO2 DC04", "SpO2"),
+        ("pt: Frequência cardíaca; es: Frecuencia cardíaca; it: Frequenza cardiaca; sv: Hjärtfrekvens", "Pulse Rate"),
+        ("de: Brustgurt, Thoraxgurt; pt: Cinta torácica; nl: Borstband; sv: Bröst; Nihon Kohden: DC03 Thor", "Chest"),
+        ("de: Bauchgurt; pt: Abdome, Esforço abdominal; fr: Sangle abdominale; nl: Buikband; sv: Buk", "Abdomen"),
+        ("es: Ojo izq, EOG izq; pt: Olho esquerdo, EOG esq; it: Occhio sx; nl: Oog links", "E1"),
+        ("es: Ojo derecho, EOG der; pt: Olho direito, EOG dir; it: Occhio dx; nl: Oog rechts", "E2"),
         ("UCDDB: RightEye; STAGES: E2M2; CAP: EOG dx; MASS: EOG Right Horiz", "E2"),
     ],
 )
@@ -248,6 +258,40 @@ def test_a_nasal_pressure_is_taken_before_a_nasal_flow(labels):
     (filled,) = [a for a in assign(signals(labels), MONTAGES["aasm"]) if a.signal is not None]
     assert filled.slot.name == "Nasal Pressure"
     assert filled.signal.label in ("nas_pres", "Nasal Pres")
+
+
+@pytest.mark.parametrize("label", ["Nasenfluss", "Fluxo nasal", "Flujo nasal", "Atemgurt", "DC01", "EEG DC01", "Kin"])
+def test_a_name_of_two_channels_is_that_of_neither(label):
+    """A flow of the nose is taken by a thermistor or a cannula, a belt of breathing lies on chest or abdomen."""
+    assert not any(a.signal is not None for a in assign(signals(label), MONTAGES["aasm"]))
+
+
+def test_labels_that_nobody_understands_are_said(tmp_path, capsys):
+    (nights := tmp_path / "nights").mkdir()
+    for i in range(12):
+        spare = (Lead("Gurke"), Lead("Position"), *([Lead("Kin")] if i < 3 else []))
+        write_night(nights / f"n{i}.edf", leads=(Lead("C3-M2"), Lead("Thor"), *spare), seed=i)
+    options = ["--backend", "threading", "--workers", "1"]
+    report = tmp_path / "report.json"
+    assert cli(["--inspect", str(nights), "--json", str(report), *options]) == 0
+    capsys.readouterr()
+    found = {f["code"]: f for f in json.loads(report.read_text())["findings"] if f["code"].endswith("_label")}
+    unknown, unused = found["unknown_label"], found["unused_label"]
+    assert (unknown["severity"], unknown["figures"]) == ("warning", {"labels": {"Gurke": 12, "Kin": 3}})
+    assert "Gurke (12 of 12), Kin (3 of 12)" in unknown["text"]
+    assert len(unknown["paths"]) == 12
+    assert (unused["severity"], unused["figures"]) == ("note", {"labels": {"Position": 12}})
+    assert cli([str(nights), str(tmp_path / "store"), *options]) == 0
+    (notice,) = [line for line in capsys.readouterr().err.splitlines() if "Gurke" in line]
+    assert notice == f"notice: {unknown['text']}; {unknown['action']}"
+    # what the sentence says to do
+    said = {"*": {"Gurke": {"alias": "Chin EMG"}, "Kin": {"exclude": True}}}
+    (tmp_path / "overrides.json").write_text(json.dumps(said))
+    overrides = ["--overrides", str(tmp_path / "overrides.json")]
+    assert cli([str(nights), str(tmp_path / "named"), *overrides, *options]) == 0
+    assert "Gurke" not in capsys.readouterr().err
+    montage = json.loads((tmp_path / "named" / "store.json").read_text())["montage"]
+    assert [slot["name"] for m in montage["modalities"] for slot in m["slots"]] == ["Chest", "C3-M2", "Chin EMG"]
 
 
 CAP = ", ".join(f"{letter}{number}" for letter in "ABCD" for number in range(1, 33))
@@ -300,6 +344,9 @@ def test_the_pulse_wave_belongs_to_no_modality(label):
         ("HR(ECG), HR_ECG, ECG HR, TcpCO2, PtcCO2, Saturatie, POL SpO2, POL PR", "step"),
         ("POL C3, POL Fp1, EEG C3-Ref, PSG C3-M2", "eeg"),
         ("HEOG, VEOG, POL EOG1", "eog"),
+        ("Perna E, Perna D, Pierna izq, Gamba sx, Been L, Been rechts, Ben vä, Vänster ben", "emg"),
+        ("Nasenfluss, Fluxo nasal, Flusso nasale, Atemgurt, POL DC03 Thor", "respiration"),
+        ("DC01, DC-04", None),
         ("Thrx, RIP Thrx, Luftstrom, Flow (CPAP), VTH, Ademhaling", "respiration"),
         ("Pleth Rate, Pulse Rate Pleth, SpO2 PR, Pulse Oximeter, SpO2, SaO2, SpO2 BB, OSAT, Oximeter", "step"),
         ("EEG lead 3, EEG lat, EEG Rat 1, EEG C3-A2, EEG A2-CLE, EEG 1, EEG Fp1-Ref", "eeg"),

@@ -130,6 +130,8 @@ def test_equal_rows_tie_exactly(monkeypatch):
             assert torch.equal(ranks.cpu(), (torch.arange(500) // 7).int().expand(3, 2, 500)), (name, precision)
 
 
+# What torch says once in a process, of the mode itself.
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 @pytest.mark.cuda
 @pytest.mark.parametrize("path", ["small", "mma", "gemm"], indirect=True)
 def test_nothing_waits_for_the_device(path):

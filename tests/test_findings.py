@@ -265,7 +265,7 @@ def test_one_label_twice(sleepers: list[Path], tmp_path: Path, examine) -> None:
     night = plant(sleepers[0], tmp_path / "night.edf", header={"O2-M1": {"label": EEG}})
     findings, _ = examine(night)
     assert ("note", "duplicate_label", EEG) in codes(findings)
-    assert {f["code"] for f in findings} == {"duplicate_label", "remark"}
+    assert {f["code"] for f in findings} == {"duplicate_label", "remark", "unused_label"}
 
 
 def test_an_envelope_is_no_waveform(tmp_path: Path, examine) -> None:
@@ -442,7 +442,11 @@ def test_mixed_montages_and_rates(sleepers: list[Path], tmp_path: Path, examine)
         plant(sleepers[i % 2], tmp_path / "in" / f"n{i}.edf", {EEG: lambda x, i=i: np.roll(x, i)})
     plant(sleepers[0], tmp_path / "in" / "x.edf", {EEG: lambda x: np.roll(x, 9)}, {"O2-M1": {"label": "Light"}})
     findings, text = examine(tmp_path / "in")
-    assert codes(findings) == [("note", "missing_slot", "O2-M1"), ("note", "mixed_montages", "")]
+    assert codes(findings) == [
+        ("note", "missing_slot", "O2-M1"),
+        ("note", "mixed_montages", ""),
+        ("note", "unused_label", ""),
+    ]
     groups = next(f for f in findings if f["code"] == "mixed_montages")["figures"]["groups"]
     assert [group["nights"] for group in groups] == [3, 1]
     assert "1 (x.edf) lack O2-M1" in text

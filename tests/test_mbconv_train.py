@@ -468,7 +468,10 @@ def test_in_a_graph() -> None:
 
     def step() -> tuple[Tensor, ...]:
         y, _ = ops.mbconv_train(x, *weights)
-        return (y, *torch.autograd.grad(y, (x, *weights), case.dy))
+        gradients = torch.autograd.grad(y, (x, *weights), case.dy)
+        # Detached: a y with its graph would keep the leaves' autograd nodes, and with them the stream of the first
+        # step, which the captured one would then wait for.
+        return (y.detach(), *gradients)
 
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())

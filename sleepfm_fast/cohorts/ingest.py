@@ -12,7 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sleepfm_fast.channels import MONTAGES, Montage, passed_over, passed_over_text, resolve_auto
+from sleepfm_fast.channels import (
+    MONTAGES,
+    Montage,
+    passed_over,
+    passed_over_text,
+    resolve_auto,
+    unknown_labels,
+    unknown_text,
+)
 from sleepfm_fast.cli.bars import SLOW_S, progress_bar
 from sleepfm_fast.cli.command import say
 from sleepfm_fast.cli.json_text import from_json
@@ -195,6 +203,7 @@ def settle(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Set
         for suffix in (".json", ".bin"):
             (store / "recordings" / f"{name}{suffix}").unlink(missing_ok=True)
     update_participants(store, plan, cohort, request.shard)
+    say_unknown_labels(request, [header for header in headers if header.path in plan.mine])
     unused = []
     if len(headers) == len(given):
         unused = request.corrections.unused(((h.path, h.signals) for h in headers), plan.left_out)
@@ -234,6 +243,14 @@ def auto_montage(request: Request, headers: Sequence[Header]) -> Montage:
     if kinds := passed_over(readable, montage):
         say(f"notice: {passed_over_text(kinds, len(readable))}")
     return montage
+
+
+def say_unknown_labels(request: Request, headers: Sequence[Header]) -> None:
+    """Say which labels of new recordings are not understood."""
+    corrected = [request.corrections.apply(header.path, header.signals).signals for header in headers]
+    if labels := unknown_labels([signal.label for signal in signals] for signals in corrected):
+        text, action = unknown_text(labels, len(headers))
+        say(f"notice: {text}; {action}")
 
 
 def read_headers(paths: Sequence[Path], engine: Engine) -> list[Header]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sleepfm_fast.channels import unknown_labels, unknown_text
 from sleepfm_fast.cohorts.participant_tables import ParticipantTables
 from sleepfm_fast.cohorts.silent_nights import REMEDY, is_scored, is_silent, sentence
 from sleepfm_fast.doctor.findings import Finding, override
@@ -31,7 +33,7 @@ def cohort_findings(nights: Sequence[NightReport], tables: ParticipantTables) ->
     """Compare the nights that can be ingested."""
     return [
         *mixed_montages(nights), *silent(nights), *identical(nights, tables), *shared(nights, tables),
-        *one_person(nights, tables), *outlying(nights)
+        *one_person(nights, tables), *outlying(nights), *unused(nights)
     ]  # fmt: skip
 
 
@@ -158,3 +160,22 @@ def outlying(nights: Sequence[NightReport]) -> Iterator[Finding]:
                     f"another unit or gain? state it: {override(night.path, label, unit='mV')}",
                     {"ratio": ratio, "median": middle},
                 )  # fmt: skip
+
+
+def unused(nights: Sequence[NightReport]) -> Iterator[Finding]:
+    """Labels that no slot uses: of unknown meaning, and all others."""
+    spare = [[c["label"].strip() for c in night.channels if not c["used"]] for night in nights]
+    unknown = unknown_labels(spare)
+    if unknown:
+        text, action = unknown_text(unknown, len(nights))
+        paths = (str(n.path) for n, labels in zip(nights, spare, strict=True) if unknown.keys() & set(labels))
+        yield Finding("warning", "unknown_label", tuple(paths), "", text, action, {"labels": unknown})
+    counts = Counter(label for labels in spare for label in set(labels) if label and label not in unknown)
+    if counts:
+        listed = first_of([f"{label} ({n} of {len(nights)})" for label, n in counts.most_common()], 10)
+        paths = (str(n.path) for n, labels in zip(nights, spare, strict=True) if counts.keys() & set(labels))
+        yield Finding(
+            "note", "unused_label", tuple(paths), "", f"no slot uses: {listed}",
+            "nothing to do, unless one is meant: then give it the slot's name as alias with --overrides",
+            {"labels": dict(counts)},
+        )  # fmt: skip

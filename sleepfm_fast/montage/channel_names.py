@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from sleepfm_fast.montage.montages import CHANNELS
 
-__all__ = ["Name", "canonical", "fits", "kind_of", "matched_as", "numbered_contacts", "unaccented"]
+__all__ = ["Name", "canonical", "fits", "is_unknown", "kind_of", "matched_as", "numbered_contacts", "unaccented"]
 
 # 10-20 names that changed (T3 -> T7 and so on) and the two names of the mastoid reference.
 RENAMED = {"a1": "m1", "a2": "m2", "t3": "t7", "t4": "t8", "t5": "p7", "t6": "p8"}
@@ -24,6 +24,10 @@ CONTACTS_OF_LETTER, MANY_CONTACTS = 4, 16
 """Of two letters or more: X1 to X22 alone are the spare inputs of a headbox, beside electrodes of the 10-20 system."""
 DEVICE = re.compile(r"^(?:psg|pol)[\s_.:/-]+(?=\S)")
 """What says nothing of the signal: ``PSG_F3`` beside a headband's channels (BOAS), ``POL SpO2`` (Nihon Kohden)."""
+INPUT = re.compile(r"^dc ?\d{1,2}[\s_.:/-]+(?=\S)|(?<![\s_.:/-])[\s_.:/-]+dc ?\d{1,2}$")
+"""A socket of the headbox beside what is plugged into it (Nihon Kohden): ``Airflow DC01``, ``DC03 Thor``."""
+PREFIXES = frozenset(("eeg", "eog", "ecg", "ekg", "emg", "resp", "respiration"))
+"""Of a label such as ``EEG DC01`` the socket is all that it says."""
 # Each begins where a run begins: a search from every character of a long run takes time by the square of its length.
 REFERENCE = re.compile(r"(?<![\s_.:/-])[\s_.:/-]+(?:ref|reference|le)\d*$")
 UNIT_BEHIND = re.compile(r"(?<!\s)\s*[\[(]\s*(?:[numµμ]?v|%|bpm|cmh2o)\s*[\])]\s*$")
@@ -49,14 +53,15 @@ KIND_RULES: tuple[tuple[str | None, str], ...] = (
     (None, r"[xyz] axis|elevation|ambient|humidity|unused|dc ?\d+|off|none|empty|ptt|rr|rri|phase|quality|bp|abp"),
     (None, r"video|camera|leak|tidal|derived|flow ?limit\w*|rmi|technical"),
     # Inductance plethysmography is a belt's; other plethysmography is the pulse wave of the oximeter's light.
-    ("respiration", rf"{BELTS} (?:.* )?plet\w*|plet\w* (?:.* )?{BELTS}"),
+    ("respiration", rf"{BELTS} (?:.* )?plet\w*|plet\w* (?:.* )?{BELTS}|atemgurt\w*"),
     (None, r"plet\w*|\w*pleth\w*|ppg\d*|(?:pulse?|sp ?o2) ?wave\w*|pulse? ?(?:amp\w*|transit)|pulswelle|onde de pouls"),
     (None, r"pwa|pat|(?:pulse?|oxi\w*) (?:.* )?(?:infra ?)?red"),
     # A device's flow is the airflow of a night under pressure (AASM); the pressure that it gives is a setting.
     ("respiration", r"(?:c|mask|[a-z]{0,2}pap) ?(?:pt |patient )?flow|flow [a-z]{0,2}pap"),
     (None, r"[a-z]{0,2}pap|(?:c|mask|set|[a-z]{0,2}pap) ?pres\w*"),
     ("emg", r"\w*emg\w*|[lrc]?chin\w*|submental\w*|mentalis|masseter|kinn|menton"),
-    ("emg", r"[lr]?leg\w*|tib\w*|lat|rat|plm\w*|limb\w*|jambe\w*|bein\w*|[ds]x[12]"),
+    ("emg", r"[lr]?leg\w*|tib\w*|lat|rat|plm\w*|limb\w*|jambe\w*|bein\w*|[ds]x[12]|pernas?|piernas?|gamb[ae]"),
+    ("emg", r"been (?:l|r|li|re|links|rechts)|(?:linker|rechter) ?been|ben (?:va\w*|ho\w*)|(?:vanster|hoger) ?ben"),
     ("eog", r"[hvlr]?eog\w*|(?:loc|roc|e[12])(?:[am][12]|fpz|cz|avg)?|pg[12]|pos8|pos18|(?:left|right|l|r) ?eye"),
     ("ecg", r"[ex]?[ec][ck]g\w*|ekg\w*|lead|cardio|electrocardiogramme|elektrokardiogramm"),
     ("snore", r"snor\w*|ronfl\w*|schnarch\w*|russ\w*|mic\w*|mikro\w*|sound|audio|larynx"),
@@ -66,6 +71,7 @@ KIND_RULES: tuple[tuple[str | None, str], ...] = (
     ("respiration", r"chest|tho\w*|thx|abd\w*|rip\w*|effort\w*|belt|rib\w*|sangle|bauch|brust\w*|flux|debit|naf"),
     ("respiration", r"can+ul\w*|npress|pes|sum|ripsum|xsum|esoph\w*|intercost\w*|diaphragm|atem\w*|vth|vto|vab"),
     ("respiration", r"torax|torac\w*|addom\w*|induct\w*|thrx|ther|can|adem\w*|luftstrom|pneumo\w*"),
+    ("respiration", r"flux\w*|fluj\w*|fluss\w*|nasenfluss|nasenstrom|naseflod\w*|nasflod\w*"),
     ("eeg", r"eeg\w*"),
 )
 
@@ -92,11 +98,18 @@ def canonical(label: str) -> tuple[Name, ...]:
     ``-LE`` goes; and a prefix such as ``EEG`` goes in the second name, which then only fits slots of that kind.
     """
     plain = unaccented(label.replace("μ", "u").replace("µ", "u"))
-    plain = REFERENCE.sub("", UNIT_BEHIND.sub("", DEVICE.sub("", plain)))
+    plain = bare(plain)
     names = [Name(key(plain))]
     if match := PREFIX.match(plain):
         names.append(Name(key(plain[match.end() :]), KIND_OF_PREFIX[match[1].rstrip(".")]))
     return tuple(name for name in names if name.key)
+
+
+def bare(plain: str) -> str:
+    """An unaccented label without the device, the socket, the unit and the reference of an export."""
+    plain = REFERENCE.sub("", UNIT_BEHIND.sub("", DEVICE.sub("", plain)))
+    named = INPUT.sub("", plain, count=1)
+    return plain if named in PREFIXES else named
 
 
 def key(plain: str) -> str:
@@ -128,28 +141,39 @@ def matched_as(label: str, alias: str, kind: str) -> int | None:
 
 def kind_of(label: str) -> str | None:
     """Tell a signal's kind by its label; None where the label does not say, or names no signal to learn from."""
-    plain = REFERENCE.sub("", DEVICE.sub("", UNIT_BEHIND.sub("", unaccented(label))))
+    return told_of(label)[0]
+
+
+@lru_cache(maxsize=65536)
+def is_unknown(label: str) -> bool:
+    """Whether a label says neither a kind nor that its signal is none to learn from."""
+    return told_of(label) == (None, False)
+
+
+def told_of(label: str) -> tuple[str | None, bool]:
+    """Kind that a label says, and whether it is understood."""
+    plain = bare(unaccented(label))
     words = re.findall(r"[a-z0-9]+", plain)
     text = " ".join(words)
     if TECHNICAL.search(text):
-        return None
+        return None, True
     # A prefix that the standard texts of EDF+ define overrules what is behind it, EEG only what is no other potential.
     prefix, rest = (words[0], " ".join(words[1:])) if len(words) > 1 else ("", text)
     if prefix in ("eog", "ecg", "ekg", "emg"):
-        return "step" if rest in ("rate", "hr", "bpm") else KIND_OF_PREFIX[prefix][0]
+        return ("step" if rest in ("rate", "hr", "bpm") else KIND_OF_PREFIX[prefix][0]), True
     if prefix == "eeg":
         behind, _ = by_rules(AMBIGUOUS.sub("", rest))
-        return behind if behind in BEHIND_EEG else "eeg"
+        return (behind if behind in BEHIND_EEG else "eeg"), True
     kind, told = by_rules(text)
     if told:
-        return kind
+        return kind, True
     # any pair of electrodes: C3-M2, Fp1A2, Cz
     if words and all("".join(ELECTRODE.findall(word)) == word or word in REFERENCES for word in words):
-        return "eeg" if any(ELECTRODE.match(word) for word in words) else None
+        return ("eeg" if any(ELECTRODE.match(word) for word in words) else None), True
     for slot in CHANNELS.values():
         if any(fits(label, alias, slot.kind) for alias in slot.aliases):
-            return slot.kind
-    return None
+            return slot.kind, True
+    return None, False
 
 
 def numbered_contacts(labels: Iterable[str]) -> frozenset[str]:

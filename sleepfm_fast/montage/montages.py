@@ -49,11 +49,13 @@ def derived(electrode: str, reference: str, *unnamed: str) -> Slot:
 
 LEFT_EYE = labels(
     "E1, LOC, EOG L, EOG left, L EOG, left EOG, EOG1, EOG gauche, EOG links, EOG li, Auge links, EOG sin, EOG sx, "
-    "Left eye, EOG Left Horiz"
+    "Left eye, EOG Left Horiz, Ojo izq, Ojo izquierdo, EOG izq, EOG izquierdo, Olho esq, Olho esquerdo, EOG esq, "
+    "EOG esquerdo, Occhio sx, Occhio sinistro, Oeil gauche, Auge li, Oog links"
 )
 RIGHT_EYE = labels(
-    "E2, ROC, EOG R, EOG right, R EOG, right EOG, EOG2, EOG droit, EOG droite, EOG rechts, EOG re, Auge rechts, "
-    "EOG dx, Right eye, EOG Right Horiz"
+    "E2, ROC, EOG R, EOG right, R EOG, right EOG, EOG2, EOG droit, EOG droite, EOG rechts, EOG re, Auge rechts, EOG "
+    "dx, Right eye, EOG Right Horiz, Ojo der, Ojo derecho, EOG der, EOG derecho, Olho dir, Olho direito, EOG dir, EOG "
+    "direito, Occhio dx, Occhio destro, Oeil droit, Auge re, Oog rechts"
 )
 
 
@@ -83,33 +85,37 @@ CHANNELS: dict[str, Slot] = {
                 "Thermal Flow, Thermistor, Therm, Oral Therm, Oral Thermistor, Nasal Therm, Thermistance, Resp "
                 "oro-nasal, oro-nasal, oronasal flow, Flow, Airflow, Resp Airflow, Resp Flow, FLOW_TH, Flow Therm, "
                 "Flow Aux, New Air, AUX Flow, Thermocouple, TFlow, Therm Flow, Flux nasal, Flux, Débit, Flux "
-                "oro-nasal, Atemfluss, Luftfluss, Naso-buccal, Flujo, Flusso, Airflow1, Flow1, Nasal/Oral, Resp "
-                "Flow Thermistor, OroNasal Thermistor, Flow oronasal, New A/F, Termistore, Ther"
+                "oro-nasal, Atemfluss, Luftfluss, Naso-buccal, Flujo, Flusso, Airflow1, Flow1, Nasal/Oral, Resp Flow "
+                "Thermistor, OroNasal Thermistor, Flow oronasal, New A/F, Termistore, Ther, Fluxo, Fluxo aereo, Flujo "
+                "aereo, Flusso aereo, Fluxo oronasal, Flujo oronasal, Flusso oronasale, Luftflöde, Termistor, "
+                "Termopar, Termocoppia"
             ),
         ),
         Slot(
             "Nasal Pressure",
             "respiration",
             labels(
-                "Nasal Pressure, NPress, Nasal Pres, Nas Pres, Nasal, NAF, Pressure, Pres, PNASAL, "
-                "Nasal Pressure Flow, PTAF, Nasal Cannula, Cannula, Cannulaflow, Nasal Flow, Naspr, Nasendruck, "
-                "Nasaldruck, Staudruck, "
-                "Pression nasale, Pression, "
-                "Canule nasale, Canule, Druck, PFlow, Press, Pressure Flow, Nasal Airflow, FLOW_P, Presion nasal, "
-                "Pneumoflow, Resp Nasal Pressure, Flow Cannula, Nasal P, Pnasal flow, Nasal Press, Canula, Can"
+                "Nasal Pressure, NPress, Nasal Pres, Nas Pres, Nasal, NAF, Pressure, Pres, PNASAL, Nasal Pressure "
+                "Flow, PTAF, Nasal Cannula, Cannula, Cannulaflow, Nasal Flow, Naspr, Nasendruck, Nasaldruck, "
+                "Staudruck, Pression nasale, Pression, Canule nasale, Canule, Druck, PFlow, Press, Pressure Flow, "
+                "Nasal Airflow, FLOW_P, Presion nasal, Pneumoflow, Resp Nasal Pressure, Flow Cannula, Nasal P, Pnasal "
+                "flow, Nasal Press, Canula, Can, Pressao nasal, Pressione nasale, Neusdruk, Nästryck, Canula nasal, "
+                "Cannula nasale, Neuscanule, Nasenkanüle, Näskanyl"
             ),
         ),
         Slot(
             "Chest",
             "respiration",
             labels(
-                "Chest, Thorax, Thor, THO, Thoracic, Thoracic Effort, Thor Effort, Thorax Effort, Chest Effort, "
-                "Effort Chest, Effort Tho, Effort Thorax, THO Effort, RIP Thorax, RIP Thor, RIP Tho, RIP Thoracic, "
-                "Thorax RIP, Resp Thorax, Resp chest, THX, THOR RES, Thoracique, Effort thoracique, Sangle thorax, "
-                "Brustkorb, Atmung Thorax, Torax, Torace, Inductance Thorax, Thorax Belt, Chest Belt, Thor Belt, "
-                "Resp Rib, RIBCAGE, Chest Wall, Thorax 1, Thoracic Respiration, VTO, VTH, Thrx, RIP Thrx, "
-                "Resp Effort Thor, Resp Tho, Thoraxx, XCHEST, Thorax_DC, Tho Res, Belt Thor, Belt Thorax, "
-                "Inductance Thor, Toracico"
+                "Chest, Thorax, Thor, THO, Thoracic, Thoracic Effort, Thor Effort, Thorax Effort, Chest Effort, Effort"
+                " Chest, Effort Tho, Effort Thorax, THO Effort, RIP Thorax, RIP Thor, RIP Tho, RIP Thoracic, Thorax "
+                "RIP, Resp Thorax, Resp chest, THX, THOR RES, Thoracique, Effort thoracique, Sangle thorax, Brustkorb,"
+                " Atmung Thorax, Torax, Torace, Inductance Thorax, Thorax Belt, Chest Belt, Thor Belt, Resp Rib, "
+                "RIBCAGE, Chest Wall, Thorax 1, Thoracic Respiration, VTO, VTH, Thrx, RIP Thrx, Resp Effort Thor, Resp"
+                " Tho, Thoraxx, XCHEST, Thorax_DC, Tho Res, Belt Thor, Belt Thorax, Inductance Thor, Toracico, "
+                "Brustgurt, Thoraxgurt, Banda toracica, Cinta toracica, Faixa toracica, Fascia toracica, Esfuerzo "
+                "toracico, Esforço toracico, Sforzo toracico, Sangle thoracique, Ceinture thoracique, Borst, Borstkas,"
+                " Borstband, Thoraxband, Bröst, Bröstband"
             ),
         ),
         Slot(
@@ -117,11 +123,13 @@ CHANNELS: dict[str, Slot] = {
             "respiration",
             labels(
                 "Abdomen, Abd, Abdo, ABDM, Abdominal, Abdominal Effort, Abdo Effort, Abdomen Effort, Effort Abd, "
-                "Effort Abdo, Effort Abdomen, ABD Effort, RIP Abdomen, RIP Abdo, RIP Abd, RIP Abdominal, Abdomen "
-                "RIP, Resp Abdomen, Resp Abdominal, ABDO RES, Abdominale, Effort abdominal, Sangle abdomen, Bauch, "
-                "Atmung Abdomen, Addome, Abdomen Belt, Inductance Abdomen, Abdo Belt, Abdominal Respiration, VAB, "
-                "Abdomen_DC, Resp Abd, Resp Effort Abd, Abdm Effort, ABDOM, RIP Abdom, Abdomn, Abd Belt, "
-                "Abd Res, Belt Abdo, Belt Abdomen, Inductance Abdomen, Inductance Abdom, Addominale"
+                "Effort Abdo, Effort Abdomen, ABD Effort, RIP Abdomen, RIP Abdo, RIP Abd, RIP Abdominal, Abdomen RIP, "
+                "Resp Abdomen, Resp Abdominal, ABDO RES, Abdominale, Effort abdominal, Sangle abdomen, Bauch, Atmung "
+                "Abdomen, Addome, Abdomen Belt, Inductance Abdomen, Abdo Belt, Abdominal Respiration, VAB, Abdomen_DC,"
+                " Resp Abd, Resp Effort Abd, Abdm Effort, ABDOM, RIP Abdom, Abdomn, Abd Belt, Abd Res, Belt Abdo, Belt"
+                " Abdomen, Inductance Abdomen, Inductance Abdom, Addominale, Abdome, Bauchgurt, Abdomengurt, Banda "
+                "abdominal, Cinta abdominal, Faixa abdominal, Fascia addominale, Esfuerzo abdominal, Esforço "
+                "abdominal, Sforzo addominale, Sangle abdominale, Ceinture abdominale, Buik, Buikband, Buk, Bukband"
             ),
         ),
         Slot(
@@ -130,7 +138,7 @@ CHANNELS: dict[str, Slot] = {
             labels(
                 "Snore, Snoring, SNOR, Snore Sensor, Snore_DC, Ronflement, Ronflements, Schnarchen, Microphone, "
                 "Mic, Micro, Mikro, Sound, Audio Volume, Snore Mic, Ronquido, Russamento, Schnarch, Audio, Larynx, "
-                "Trachea Sound, Snore Vibration, DC Snore"
+                "Trachea Sound, Snore Vibration, DC Snore, Ronco, Roncos, Ronquidos, Snurken, Snarkning"
             ),
         ),
         Slot(
@@ -139,17 +147,19 @@ CHANNELS: dict[str, Slot] = {
             labels(
                 "SpO2, SaO2, O2 Sat, SAT, Oxygen Saturation, Saturation, SpO2 BB, SpO2-OSAT, OSAT, SpO2_1, Oximeter "
                 "SpO2, Ox Sat, Oxi SpO2, SaO2 SpO2, Sättigung, Sat O2, Sauerstoffsättigung, SaO2 1, SpO2 Nonin, "
-                "Oximetry, O2 saturation, Saturimetro, Oxymetrie, SPO2 Sat, SpO2 Oximeter, NONIN SpO2, "
-                "SaO2 SaO2, SO2, Ossimetro"
+                "Oximetry, O2 saturation, Saturimetro, Oxymetrie, SPO2 Sat, SpO2 Oximeter, NONIN SpO2, SaO2 SaO2, SO2,"
+                " Ossimetro, Saturaçao, Saturaçao O2, Saturaçao de O2, Saturacion, Saturacion O2, Saturacion de O2, "
+                "Saturazione, Saturazione O2, Saturatie, O2-Sättigung, Syremättnad, Oximetria, Ossimetria"
             ),
         ),
         Slot(
             "Pulse Rate",
             "step",
             labels(
-                "Pulse Rate, PR, Pulse, Puls, HR, Heart Rate, BPM, Pouls, Pulso, Pulsfrequenz, Herzfrequenz, "
-                "Herzrate, Fréquence cardiaque, FC, Oximeter Pulse, Pulsrate, SpO2 Pulse, Oxi Pulse, DHR, HRate, "
-                "NONIN Pulse, Pulse Oximeter, Frequence de pouls, Puls BB"
+                "Pulse Rate, PR, Pulse, Puls, HR, Heart Rate, BPM, Pouls, Pulso, Pulsfrequenz, Herzfrequenz, Herzrate,"
+                " Fréquence cardiaque, FC, Oximeter Pulse, Pulsrate, SpO2 Pulse, Oxi Pulse, DHR, HRate, NONIN Pulse, "
+                "Pulse Oximeter, Frequence de pouls, Puls BB, Frecuencia cardiaca, Frequencia cardiaca, Frequenza "
+                "cardiaca, Frecuencia de pulso, Frequencia de pulso, Hartfrequentie, Hjärtfrekvens, Pulsfrekvens"
             ),
         ),
         Slot(
@@ -171,11 +181,12 @@ CHANNELS: dict[str, Slot] = {
             "Chin EMG",
             "emg",
             labels(
-                "Chin EMG, EMG Chin, Chin, Chin1-Chin2, Chin1-2, Chin3-Chin2, Chin2-Chin1, Chin2-Chin3, EMG submental, "
-                "submental, EMG1-EMG2, EMG, EMG1, Lchin-Rchin, Lchin-Cchin, Cchin-Lchin, Rchin-Lchin, ChinL-ChinR, "
-                "EMG1-2, CHIN EMG1, EMG chin 1, EMG Menton, Menton, EMG Kinn, Kinn, EMG mentalis, mentalis, "
-                "EMG Submentalis, Subment, EMG Mento, Menton 1, Chin Ctr, EMG+-EMG-, 1-2 Chin, Cchin-L, "
-                "Cchin-R, Rchin-L"
+                "Chin EMG, EMG Chin, Chin, Chin1-Chin2, Chin1-2, Chin3-Chin2, Chin2-Chin1, Chin2-Chin3, EMG submental,"
+                " submental, EMG1-EMG2, EMG, EMG1, Lchin-Rchin, Lchin-Cchin, Cchin-Lchin, Rchin-Lchin, ChinL-ChinR, "
+                "EMG1-2, CHIN EMG1, EMG chin 1, EMG Menton, Menton, EMG Kinn, Kinn, EMG mentalis, mentalis, EMG "
+                "Submentalis, Subment, EMG Mento, Menton 1, Chin Ctr, EMG+-EMG-, 1-2 Chin, Cchin-L, Cchin-R, Rchin-L, "
+                "Queixo, EMG Queixo, Mento, Barbilla, EMG Barbilla, Mentoniano, EMG Mentoniano, EMG Kin, Kin EMG, "
+                "Haka, EMG Haka"
             ),
             pairs("Chin1 - Chin2, Lchin - Rchin, Lchin - Cchin, Chin L - Chin R, EMG L - EMG R, Chin3 - Chin2"),
             labels("Chin1, Lchin, Chin L, Cchin, Chin2, EMG2, Rchin, Chin R, EMG3, EMG L, EMG R"),
