@@ -24,13 +24,14 @@ if TYPE_CHECKING:
 
 __all__ = ["LABEL_RULES", "OVERLONG", "ClipGrid", "clip_labels", "refuse_endless"]
 
-LABEL_RULES = 6
+LABEL_RULES = 7
 """Version of the labels, to be raised when the same scoring gives clips other labels than before: nights of a store are
 then made again. 2: no clip outside the scored part of a night counts as free of events. 3: no respiratory event lasts
 more than five minutes. 4: the grid of clips follows most epochs and not the first stage. 5: numbers unlike those of any
 night mean no stage, lists that count epochs are read as epochs, durations within texts are read, and so are columns of
 events in every language. 6: a few events among listed epochs keep their durations, a remark leaves a stage its place,
-numbers of UCDDB are known, and dates beside a recording without one count from the night."""
+numbers of UCDDB are known, and dates beside a recording without one count from the night. 7: times since
+the start of a recording that begins near midnight are told from clock times."""
 
 SDB_OVERLAP_S = 10.0
 """Seconds of an event inside a clip that make the clip one with an event: the least that an apnoea or hypopnoea lasts
