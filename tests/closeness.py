@@ -6,10 +6,13 @@ is seen there long before the allowance of one element is used up.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import torch
 from torch import Tensor
 
-__all__ = ["assert_close", "assert_norm_close"]
+__all__ = ["assert_close", "assert_norm_close", "assert_seen_where_planted"]
 
 
 def assert_close(
@@ -74,3 +77,11 @@ def assert_norm_close(
         f"{2 * torch_error:.3g}); the truth's norm is {size:.3g}"
     )
     return error / allowed if allowed > 0 else 0.0
+
+
+def assert_seen_where_planted(check: Callable[[Tensor], object], ours: Tensor, share: float = 3e-5) -> None:
+    """Assert that a check passes, and no longer where all elements are larger or smaller by a share of themselves."""
+    check(ours)
+    for sign in (-1, 1):
+        with pytest.raises(AssertionError, match="the error's norm"):
+            check(ours.double() * (1 + sign * share))

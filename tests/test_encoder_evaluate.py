@@ -8,7 +8,7 @@ import resource
 
 import pytest
 import torch
-from closeness import assert_close
+from closeness import assert_close, assert_norm_close, assert_seen_where_planted
 from instruction_sets import results_with
 
 import sleepfm_fast
@@ -304,4 +304,6 @@ with torch.no_grad():
 def test_every_instruction_set_agrees(isa, tmp_path):
     for case, found in zip(NETWORKS, results_with(isa, ISA_SCRIPT, tmp_path), strict=True):
         truth = reference.encoder_evaluate(*to(torch.float64, network(*case)))
+        same = reference.encoder_evaluate(*network(*case))
+        assert_seen_where_planted(lambda y, b=same, c=truth: assert_norm_close(y, b, c, 1e-5 * c.norm(), "y"), found)
         assert (found.double() - truth).abs().max() <= 1e-4 * truth.abs().max().clamp_min(1.0), case
