@@ -17,10 +17,11 @@ from pathlib import Path
 
 from sleepfm_fast.storage.atomic import replace_file
 
-__all__ = ["Entry", "Journal", "merge_manifest", "read_manifest"]
+__all__ = ["LEFT_OUT", "Entry", "Journal", "merge_manifest", "read_manifest"]
 
 FOLDER = "manifest"
 FILE = "manifest.csv"
+LEFT_OUT = "left_out"
 LONGEST_CELL = 10_000
 """A reason may repeat what a file holds; what goes on is cut off, for the reader refuses cells of 128 KiB."""
 
@@ -160,7 +161,7 @@ def merge_manifest(store: Path, stored: Mapping[str, Entry]) -> None:
     found = latest(rows)
     found = {path: entry for path, entry in found.items() if entry.status != "ingested" or path in stored}
     for path, entry in stored.items():
-        if path not in found or found[path].status in ("annotations_only", "left_out"):
+        if path not in found or found[path].status in ("annotations_only", LEFT_OUT):
             found[path] = entry
     text = lines_of([HEADER, *(astuple(entry) for _, entry in sorted(found.items()))])
     with replace_file(store / FILE) as file:
