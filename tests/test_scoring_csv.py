@@ -162,6 +162,55 @@ def test_times_that_count_from_zero_are_elapsed(tmp_path):
         assert "since the recording's start" in scoring.issues[0]
 
 
+def epochs_from(first_s, n=120, header="Time,Duration,Stage"):
+    """Epochs by a clock, N1 in the first one and N2 in the others, so that a shift is seen."""
+    times = ((first_s + 30 * i) % 86_400 for i in range(n))
+    rows = (f"{t // 3600:02}:{t // 60 % 60:02}:{t % 60:02},30,{'N2' if i else 'N1'}" for i, t in enumerate(times))
+    return "\n".join((header, *rows))
+
+
+@pytest.mark.parametrize("at", [(22, 30), (23, 5), (23, 20), (23, 45), (23, 58, 50), (0, 2), (0, 10), (0, 40)])
+def test_elapsed_times_beside_a_recording_that_starts_near_midnight(tmp_path, at):
+    start = datetime(2021, 3, 5, *at)
+    scoring = read_scoring(write(tmp_path, epochs_from(0)), start=start, length_s=3600)
+    assert [event.onset_s for event in scoring.events] == [30.0 * i for i in range(120)]
+    assert ["read as time since the recording's start" in issue for issue in scoring.issues] == [True]
+
+
+@pytest.mark.parametrize("at", [(23, 20), (23, 45), (0, 0), (0, 0, 20), (0, 2), (0, 40)])
+def test_clock_times_beside_a_recording_that_starts_near_midnight(tmp_path, at):
+    start = datetime(2021, 3, 5, *at)
+    first_s = (start - datetime(2021, 3, 5)).seconds
+    scoring = read_scoring(write(tmp_path, epochs_from(first_s)), start=start, length_s=3600)
+    assert [event.onset_s for event in scoring.events] == [30.0 * i for i in range(120)]
+
+
+@pytest.mark.parametrize(
+    ("at", "minutes", "how"),
+    [
+        ((23, 45), 90, "either way"),
+        ((23, 45), None, "either way"),
+        ((0, 0, 20), 60, "either way"),
+        ((23, 45), 30, "neither way"),
+        ((0, 10), 30, "neither way"),
+    ],
+)
+def test_times_near_midnight_that_may_be_both_are_refused(tmp_path, at, minutes, how):
+    path = write(tmp_path, epochs_from(0))
+    length_s = None if minutes is None else 60 * minutes
+    with pytest.raises(ScoringError, match=f"inside it {how}. Give them as seconds from the recording's start"):
+        read_scoring(path, start=datetime(2021, 3, 5, *at), length_s=length_s)
+
+
+def test_elapsed_times_that_begin_later_are_not_taken_for_clock_times(tmp_path):
+    """Scored from lights off on, 20 minutes into the recording: 00:20:00 to 05:59:30."""
+    path = write(tmp_path, epochs_from(1200, 680))
+    with pytest.raises(ScoringError, match=r"lie up to 1\.5 hours outside the recording.* they lie inside"):
+        read_scoring(path, start=datetime(2021, 3, 5, 22, 30), length_s=6 * 3600)
+    inside = read_scoring(path, start=datetime(2021, 3, 5, 22, 30), length_s=8 * 3600)
+    assert inside.events[0].onset_s == 6600
+
+
 def test_a_night_that_passes_midnight_is_not_elapsed_time(tmp_path):
     rows = "".join(f"{h:02}:{m:02}:00,30,N2\n" for h in (22, 23, 0, 1) for m in range(0, 60, 10))
     scoring = read_scoring(write(tmp_path, "onset,duration,stage\n" + rows), start=datetime(2020, 3, 1, 21, 50))

@@ -23,8 +23,8 @@ from sleepfm_fast.scoring.clock import (
 )
 from sleepfm_fast.scoring.clock_change import without_clock_change
 from sleepfm_fast.scoring.csv_columns import TEXT, UNITS_S, Columns, cell_of, counts_epochs, stage_column, table
-from sleepfm_fast.scoring.labels import SAME_TIME_S, listed_epoch_s
 from sleepfm_fast.scoring.profile import is_profile, profile_events
+from sleepfm_fast.scoring.stage_spans import SAME_TIME_S, listed_epoch_s
 from sleepfm_fast.scoring.stages import (
     EPOCH_S,
     fold,
@@ -73,7 +73,7 @@ def parse_csv(data: bytes, source: str, start: datetime | None, length_of_record
         events = untimed(listed, None, source, length_of_recording_s, issues)
         return Scoring(tuple(events), source, tuple(issues), events_scored=None)
     if is_profile(text):
-        events = profile_events(text, source, start, issues)
+        events = profile_events(text, source, start, issues, length_of_recording_s)
         return Scoring(tuple(events), source, tuple(issues), events_scored=None)
     rows, columns = table(text, source)
     if columns.onset is not None and counts_epochs(rows, columns, length_of_recording_s):
@@ -164,7 +164,7 @@ def timed(
     """Events of a table whose rows have a time."""
     found = timed_rows(rows, columns, source, issues)
     refuse_minutes(found.onsets, found.texts, source)
-    frame, onsets_s = frame_of(found.onsets, source, start, issues)
+    frame, onsets_s = frame_of(found.onsets, source, start, issues, length_of_recording_s)
     refuse_half_days(found.onsets, onsets_s, source, length_of_recording_s)
     events = []
     for onset_s, end, duration_s, text in zip(onsets_s, found.ends, found.durations_s, found.texts, strict=True):
