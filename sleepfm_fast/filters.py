@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.filtering import fir, period_blocks
-from sleepfm_fast.filtering.filter_design import KINDS, PAD, PRESETS, FilterDesign, design_filter, padded
+from sleepfm_fast.filtering.filter_design import PAD, PRESETS, FilterDesign, design_filter, padded
+from sleepfm_fast.montage.slots import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

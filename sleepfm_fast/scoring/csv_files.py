@@ -24,8 +24,8 @@ from sleepfm_fast.scoring.clock import (
 )
 from sleepfm_fast.scoring.clock_change import without_clock_change
 from sleepfm_fast.scoring.csv_columns import TEXT, UNITS_S, Columns, cell_of, counts_epochs, stage_column, table
-from sleepfm_fast.scoring.labels import SAME_TIME_S, listed_epoch_s
 from sleepfm_fast.scoring.profile import is_profile, profile_events
+from sleepfm_fast.scoring.stage_spans import SAME_TIME_S, listed_epoch_s
 from sleepfm_fast.scoring.stages import (
     EPOCH_S,
     fold,
