@@ -169,6 +169,46 @@ def epochs_from(first_s, n=120, header="Time,Duration,Stage"):
     return "\n".join((header, *rows))
 
 
+@pytest.mark.parametrize(
+    ("header", "factor", "hint"),
+    [
+        ("onset,duration,stage", (1000, 1000), r"would fit milliseconds: .* Onset \(ms\) and Duration \(ms\)"),
+        ("onset,duration,stage", (1000, 1), r"would fit milliseconds: .* names, Onset \(ms\)\."),
+        ("onset,duration,stage", (1, 1000), r"stages last 8\.3 hours .* milliseconds: .* Duration \(ms\)"),
+        ("onset,stage", (1000, None), r"119 of the 120 times .* 60\.0 minutes\. .* would fit milliseconds"),
+        ("onset,stage", (256, None), r"would fit samples at 256 Hz"),
+        ("onset,stage", (10, None), r"would fit samples at 10 Hz"),
+        ("onset (min),stage", (1, None), r"correct them, or give seconds"),
+    ],
+)
+def test_stages_in_another_unit_are_refused(tmp_path, header, factor, hint):
+    def rows(*factors):
+        given = [[i * 30 * factors[0], *([30 * f] for f in factors[1:] if f)] for i in range(120)]
+        return [",".join(str(v[0] if isinstance(v, list) else v) for v in (*row, ["N2"])) for row in given]
+
+    path = write(tmp_path, "\n".join((header, *rows(*factor))))
+    with pytest.raises(ScoringError, match=hint):
+        read_scoring(path, start=datetime(2021, 3, 5, 22, 30), length_s=3600)
+    if "milliseconds" in hint:
+        names = header.split(",")
+        units = [*(f"{n} (ms)" if f == 1000 else n for n, f in zip(names, factor, strict=False) if f), "stage"]
+        path = write(tmp_path, "\n".join((",".join(units), *rows(*factor))))
+        scoring = read_scoring(path, start=datetime(2021, 3, 5, 22, 30), length_s=3600)
+        assert [event.onset_s for event in scoring.events] == [30 * i for i in range(120)]
+
+
+def test_clock_times_of_another_night_are_refused_and_those_of_a_longer_one_are_not(tmp_path):
+    path = write(tmp_path, epochs_from(23 * 3600, 960))
+    with pytest.raises(ScoringError, match="599 of the 960 times of its stages lie outside the recording"):
+        read_scoring(path, start=datetime(2021, 3, 5, 18, 0, 30), length_s=8 * 3600)
+    whole = read_scoring(path, start=datetime(2021, 3, 5, 22, 55), length_s=3600)
+    assert [event.onset_s for event in whole.events] == [300 + 30 * i for i in range(960)]
+    changes = "onset,stage\n" + "\n".join(
+        f"{at},{'N2' if at % 4 else 'W'}" for at in range(0, 28_000, 30) if at % 7 < 2
+    )
+    assert len(read_scoring(write(tmp_path, changes), length_s=3600).events) == 267
+
+
 @pytest.mark.parametrize("at", [(22, 30), (23, 5), (23, 20), (23, 45), (23, 58, 50), (0, 2), (0, 10), (0, 40)])
 def test_elapsed_times_beside_a_recording_that_starts_near_midnight(tmp_path, at):
     start = datetime(2021, 3, 5, *at)

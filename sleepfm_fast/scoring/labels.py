@@ -31,7 +31,8 @@ more than five minutes. 4: the grid of clips follows most epochs and not the fir
 night mean no stage, lists that count epochs are read as epochs, durations within texts are read, and so are columns of
 events in every language. 6: a few events among listed epochs keep their durations, a remark leaves a stage its place,
 numbers of UCDDB are known, and dates beside a recording without one count from the night. 7: times since
-the start of a recording that begins near midnight are told from clock times."""
+the start of a recording that begins near midnight are told from clock times, clock times of a column without a known
+name are used, and stages in milliseconds or samples are refused."""
 
 SDB_OVERLAP_S = 10.0
 """Seconds of an event inside a clip that make the clip one with an event: the least that an apnoea or hypopnoea lasts
