@@ -197,6 +197,22 @@ def test_stages_in_another_unit_are_refused(tmp_path, header, factor, hint):
         assert [event.onset_s for event in scoring.events] == [30 * i for i in range(120)]
 
 
+@pytest.mark.parametrize(
+    "header", ["Epoch,Clock,Stage", "Epoch,Epoch time,Sleep Stage", "Epoch,Recording time,Stage", "#,Time,Event"]
+)
+@pytest.mark.parametrize("separator", [",", "\t"])
+def test_clock_times_of_a_column_without_a_known_name_are_used(tmp_path, header, separator):
+    """Rows that would fill the recording from its start, and begin ten minutes later by their clock."""
+    times = (f"{22 + m // 60}:{m % 60:02}:{s}" for m in range(40, 100) for s in ("00", "30"))
+    rows = [header, *(f"{i + 1},{at},N2" for i, at in enumerate(times))]
+    path = write(tmp_path, "\n".join(rows).replace(",", separator))
+    scoring = read_scoring(path, start=datetime(2021, 3, 5, 22, 30), length_s=3600)
+    assert [event.onset_s for event in scoring.events] == [600 + 30 * i for i in range(120)]
+    assert any("the clock times of column 2 ('22:40:00' in the first row)" in issue for issue in scoring.issues)
+    ends = path.read_text().replace(header.replace(",", separator), separator.join(("Epoch", "End", "Stage")))
+    assert read_scoring(write(tmp_path, ends), length_s=3600).events[0].onset_s == 0
+
+
 def test_clock_times_of_another_night_are_refused_and_those_of_a_longer_one_are_not(tmp_path):
     path = write(tmp_path, epochs_from(23 * 3600, 960))
     with pytest.raises(ScoringError, match="599 of the 960 times of its stages lie outside the recording"):
