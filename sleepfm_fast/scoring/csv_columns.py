@@ -68,6 +68,7 @@ STAGE = (
     *("stage", "sleepstage", "sleepstages", "staging", "stages", "stagename", "sleepstagename", "stagelabel"),
     *("userdefinedstage", "humanstage", "stagehum", "manualstage", "expertstage", "consensusstage", "majority"),
     *("stade", "stades", "schlafstadium", "schlafstadien", "schlafphase", "stadium", "estadio", "stadio", "hypnogram"),
+    *("estagio", "estagios", "fase", "fases", "etapa", "etapas", "fasedosono", "estagiodosono", "fasedesueno"),
     "hypno",
 )
 EVENT = (

@@ -369,6 +369,13 @@ def untimed(
             "here; expected a column onset, in seconds from the recording's start."
         )
     missing_s = length_of_recording_s - length_s
+    if first and missing_s >= SHORTFALL_S:
+        raise ScoringError(
+            f"{source} lists the epochs {first + 1} to {first + len(texts)} without times. If they are of {EPOCH_S} s "
+            f"and counted from the recording's start, they end {missing_s / 60:.1f} minutes before it does; their "
+            f"length is not stated, so it is not known where they lie. Add a column onset, for epochs of {EPOCH_S} s "
+            f"with {EPOCH_S} * (number of the epoch - 1) in seconds, and one named duration."
+        )
     if missing_s >= SHORTFALL_S or missing_s <= -EPOCH_S:
         would_s = length_of_recording_s / (first + len(texts))
         raise ScoringError(
