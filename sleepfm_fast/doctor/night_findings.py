@@ -16,7 +16,7 @@ from sleepfm_fast.edf import Recording, read_recording
 from sleepfm_fast.formats.edf_header import INCOMPLETE
 from sleepfm_fast.plurals import counted
 from sleepfm_fast.scoring.files import NOT_USED, SEEMS_TO_LIE
-from sleepfm_fast.scoring.labels import OVERLONG
+from sleepfm_fast.scoring.labels import OVERLONG, TWO_SCORERS
 from sleepfm_fast.scoring.stage_spans import StageSpan, stage_spans
 from sleepfm_fast.scoring.stages import EPOCH_S, NO_STAGE
 from sleepfm_fast.scoring.texts import asks_meaning
@@ -52,6 +52,7 @@ def night_findings(night: Night, montage: Montage) -> list[Finding]:
     return found + [
         Finding("warning", "meaning", (path,), "", issue, "") if asks_meaning(issue) else
         Finding("warning", "long_events", (path,), "", issue, "") if OVERLONG in issue else
+        Finding("warning", "two_scorers", (path,), "", issue, "") if TWO_SCORERS in issue else
         Finding("note", "remark", (path,), "", issue, "")
         for issue in rest
     ]  # fmt: skip
