@@ -7,7 +7,7 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -52,6 +52,8 @@ __all__ = [
     "unit_of",
     "unknown_labels",
     "unknown_text",
+    "unused_by_slot",
+    "with_stand_ins",
 ]
 
 AUTO_SHARE = 0.5
@@ -234,6 +236,46 @@ def resolve_auto(recordings: Sequence[Sequence[Signal]]) -> Montage:
             if (chosen := tuple(slot for slot in slots if MODALITY_OF_KIND[slot.kind] == modality))
         ),
     )
+
+
+def with_stand_ins(montage: Montage) -> Montage:
+    """A montage whose slots accept the stand-ins of the channel that they are, as those of ``aasm`` do.
+
+    ``auto`` makes slots without any; of another laboratory's recordings they would stay empty. A slot may have the name
+    under which a cohort records the channel: SHHS' ``EEG`` and MESA's ``EEG3`` are both C4-M1.
+    """
+    modalities = (Modality(m.name, tuple(map(with_stand_in, m.slots))) for m in montage.modalities)
+    return Montage(montage.name, tuple(modalities))
+
+
+def with_stand_in(slot: Slot) -> Slot:
+    known = aasm_slot(slot.name, slot.kind)
+    if slot.substitutes or known is None:
+        return slot
+    if known.name == slot.name:
+        return replace(slot, substitutes=known.substitutes)
+    others = tuple(label for label in (*known.aliases, *known.substitutes) if not fits(label, slot.name, slot.kind))
+    return replace(slot, substitutes=others)
+
+
+def aasm_slot(label: str, kind: str) -> Slot | None:
+    """The slot of ``aasm`` that a label fills, itself or as a stand-in."""
+    slots = [slot for slot in MONTAGES["aasm"].slots if slot.kind == kind]
+    for names in (lambda slot: (slot.name, *slot.aliases), lambda slot: slot.substitutes):
+        for slot in slots:
+            if any(fits(label, alias, kind) for alias in names(slot)):
+                return slot
+    return None
+
+
+def unused_by_slot(recordings: Iterable[Sequence[Signal]], montage: Montage) -> dict[str, list[str]]:
+    """Labels that no slot uses and that a slot may mean: of its kind, else of unknown meaning; the commonest first."""
+    counts: Counter[str] = Counter()
+    for signals in recordings:
+        counts.update({signal.label.strip() for signal in unassigned(signals, assign(signals, montage))})
+    labels = sorted((label for label in counts if label), key=lambda label: (-counts[label], label))
+    unknown = [label for label in labels if is_unknown(label)]
+    return {slot.name: [x for x in labels if kind_of(x) == slot.kind] or unknown for slot in montage.slots}
 
 
 def passed_over(recordings: Sequence[Sequence[Signal]], montage: Montage) -> dict[str, int]:
