@@ -45,6 +45,7 @@ __all__ = [
     "fits",
     "kind_of",
     "likely_slot",
+    "meant_slot",
     "passed_over",
     "passed_over_text",
     "resolve_auto",
@@ -326,6 +327,17 @@ def likely_slot(label: str, slots: Iterable[Slot]) -> Slot | None:
     """First slot of the kind that a label says, None where it says none or there is no such slot."""
     kind = kind_of(label)
     return next((slot for slot in slots if slot.kind == kind), None)
+
+
+def meant_slot(label: str, slots: Sequence[Slot]) -> Slot | None:
+    """The slot that a label may mean: of an EEG only one that the table knows, as another electrode is another signal.
+
+    SHHS' ``EEG`` and MESA's ``EEG3`` are the same electrodes, ``EEG`` and ``EEG1`` are not.
+    """
+    if kind_of(label) != "eeg":
+        return likely_slot(label, slots)
+    known = aasm_slot(label, "eeg")
+    return next((slot for slot in slots if known is not None and aasm_slot(slot.name, slot.kind) == known), None)
 
 
 @lru_cache(maxsize=65536)
