@@ -3,7 +3,7 @@
 ``python bench/report.py`` writes every comparison into docs/benchmarks.md and the headlines into README.md, there only
 of runs that measured them all, as a run of older code, or of a part of the benchmarks, did not. A page of a kernel
 (docs/kernels/) names the comparisons that it wants with all rivals, in a comment that the table follows. In
-docs/kernels.md the kernels' times are beside their bounds.
+docs/kernels.md the kernels' times are beside their bounds. Errors (errors.py) are in the pages of their kernels.
 ``python bench/report.py --check`` only says whether all pages are up to date.
 """
 
@@ -24,6 +24,8 @@ BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 BOUNDS_BEGIN, BOUNDS_END = "<!-- bench:bounds -->", "<!-- bench:bounds-end -->"
 # The comment names comparisons, separated by semicolons.
 RIVALS = re.compile(r"(<!-- bench:rivals ([^\n]+?) -->\n).*?(<!-- bench:rivals-end -->)", re.DOTALL)
+# The comment names the op.
+ERRORS = re.compile(r"(<!-- bench:errors (loss|filter) -->\n).*?(<!-- bench:errors-end -->)", re.DOTALL)
 
 # Of fewer rounds the extremes are shown: their 10th and 90th percentiles would be interpolated between them.
 ROUNDS_FOR_A_BAND = 10
@@ -153,9 +155,9 @@ def stored(path: Path, *, whole: bool) -> list[str]:
 
 
 def is_experiment(path: Path) -> bool:
-    """Whether a stored file is an experiment, which has a page of its own, and no benchmark."""
+    """Whether a stored file is no benchmark: an experiment, which has a page of its own, or errors."""
     try:
-        return bool(json.loads(path.read_text(encoding="utf-8")).get("kind") == "experiment")
+        return json.loads(path.read_text(encoding="utf-8")).get("kind") in ("experiment", "errors")
     except (ValueError, AttributeError):
         return False
 
@@ -258,6 +260,56 @@ def benchmarks(results: Path) -> list[dict[str, Any]]:
     return sorted((json.loads(path.read_text(encoding="utf-8")) for path in files), key=lambda d: str(d["name"]))
 
 
+def filter_name(case: dict[str, Any]) -> str:
+    """Name a filter as docs/kernels/filter-resample.md does."""
+    notch = f", notch {case['notch_hz']}" if case["notch_hz"] else ""
+    return f"`{case['preset']}` {case['kind']}{notch} | {case['fs_hz']:,}"
+
+
+def loss_error(error: dict[str, float]) -> str:
+    """Format the errors of one case of the loss."""
+    rms, largest, value = (
+        f"{error[key]:.1e}".replace("e-0", "e-") for key in ("gradient_rms", "gradient_largest", "loss")
+    )
+    return f"{rms}, {largest}; {value}; {error['ranks_moved']}"
+
+
+def errors(what: str, documents: list[dict[str, Any]]) -> str:
+    """Return the errors of the loss or of the filter as a table, a column an instruction set of each run."""
+    if not documents:
+        raise ReportError("no stored errors; measure them with `python bench/errors.py NAME`.")
+    lines = []
+    for document in documents:
+        cases, m = document[what]["cases"], document["machine"]
+        arms = list(cases[0]["errors"])
+        if what == "loss":
+            sizes = ", ".join(f"{size} = {document['loss'][size]}" for size in ("N", "D", "M"))
+            lines += [f"| against float64, {sizes} | {' | '.join(arms)} |", "|---" * (1 + len(arms)) + "|"]
+            for case in cases:
+                cells = " | ".join(loss_error(case["errors"][arm]) for arm in arms)
+                lines.append(f"| {case['rows']}, s = {case['scale']:g} | {cells} |")
+        else:
+            heads = " | ".join(f"{arm}: noise, dB | drift, dB" for arm in arms)
+            lines += [f"| preset, kind | fs, Hz | {heads} |", "|---" * (2 + 2 * len(arms)) + "|"]
+            for case in cases:
+                found = (case["errors"][arm] for arm in arms)
+                cells = " | ".join(f"{error['noise_db']:.0f} | {error['drift_db']:.0f}" for error in found)
+                lines.append(f"| {filter_name(case)} | {cells} |")
+        lines += ["", f"`bench/results/{document['name']}.json` ({m['cpu_model']}, commit {m['commit']}).", ""]
+    return "\n".join(lines[:-1])
+
+
+def stored_errors(results: Path) -> list[dict[str, Any]]:
+    """Return all stored errors by name."""
+    documents = (json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json")))
+    return [document for document in documents if document.get("kind") == "errors"]
+
+
+def with_errors(page: str, documents: list[dict[str, Any]]) -> str:
+    """Return a page of a kernel with its table of errors drawn from what errors.py stored."""
+    return ERRORS.sub(lambda m: f"{m[1]}{errors(m[2], documents)}\n{m[3]}", page)
+
+
 def with_rivals(page: str, documents: list[dict[str, Any]]) -> str:
     """Return a page of a kernel with its tables of rivals drawn from the stored runs."""
     return RIVALS.sub(lambda m: f"{m[1]}{rivals(m[2].split('; '), documents)}\n{m[3]}", page)
@@ -277,7 +329,8 @@ def main(argv: list[str] | None = None) -> int:
         old = {page: page.read_text(encoding="utf-8") for page in (*pages, index, *kernels)}
         new = {page: rewritten(old[page], block(arguments.results, whole=whole)) for page, whole in pages.items()}
         documents = benchmarks(arguments.results)
-        new |= {page: with_rivals(old[page], documents) for page in kernels}
+        errors_found = stored_errors(arguments.results)
+        new |= {page: with_errors(with_rivals(old[page], documents), errors_found) for page in kernels}
         new[index] = rewritten(old[index], bounds(documents), BOUNDS_BEGIN, BOUNDS_END)
     except (ReportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

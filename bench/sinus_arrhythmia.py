@@ -23,9 +23,10 @@ from scipy import signal
 from tqdm import tqdm
 
 from sleepfm_fast.baselines.heart_rate import beats_of_piece, plausible
+from sleepfm_fast.scoring.stages import EPOCH_S
 from sleepfm_fast.simulator.physiology import Physiology
 from sleepfm_fast.simulator.polysomnograph import FS_ECG_HZ, FS_RESPIRATION_HZ, Polysomnograph
-from sleepfm_fast.simulator.sleeper import EPOCH_S, Couplings, Random
+from sleepfm_fast.simulator.sleeper import Couplings, Random
 
 RESULT = couplings.HERE / "results" / "simulator-sinus-arrhythmia.json"
 DOC = couplings.DOC

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
@@ -21,6 +20,7 @@ from sleepfm_fast.channels import Montage, channel_of
 from sleepfm_fast.cli.given_paths import as_path
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.execution.prefetch import prefetch
 from sleepfm_fast.filters import FilterBank
 from sleepfm_fast.ops import filter_resample
 from sleepfm_fast.ops.cuda_kernels import has_kernels
@@ -32,7 +32,7 @@ from sleepfm_fast.store.kept_scales import read_scales, write_scales
 from sleepfm_fast.store.scales import Scales, measure_scales, nominal_scales
 from sleepfm_fast.store.side_stream import PinnedBuffer, SideStream, upload
 
-__all__ = ["Batch", "ClipInput", "InputConfig", "prefetch"]
+__all__ = ["Batch", "ClipInput", "InputConfig"]
 
 FS_HZ = 256
 N_OUT = 30 * FS_HZ
@@ -46,7 +46,6 @@ MADE_BY = {
 """Where the arguments of a ClipInput come from."""
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -382,50 +381,3 @@ def _remade(store: ClipStore, montage: Montage, config: InputConfig, device: tor
     made = ClipInput(store, montage, config, device)
     made.scales = scales
     return made
-
-
-def prefetch(
-    items: Iterable[Item], prepare: Callable[[Item], Result], depth: int = 2
-) -> Generator[tuple[Item, Result], None, None]:
-    """Yield (item, prepare(item)) in order, preparing up to ``depth`` items ahead in a thread.
-
-    An exception in the thread is raised here. The thread stops when the generator is closed, as by leaving a loop that
-    holds its only reference.
-    """
-    done = object()
-    results: queue.Queue[Any] = queue.Queue(maxsize=depth)
-    stop = threading.Event()
-
-    def put(value: Any) -> bool:
-        while not stop.is_set():
-            try:
-                results.put(value, timeout=0.1)
-            except queue.Full:
-                continue
-            return True
-        return False
-
-    def work() -> None:
-        try:
-            for item in items:
-                if stop.is_set() or not put((item, prepare(item))):
-                    return
-            put(done)
-        except BaseException as error:
-            put(error)
-
-    thread = threading.Thread(target=work, name="sleepfm_fast-prefetch", daemon=True)
-    thread.start()
-    try:
-        while True:
-            value = results.get()
-            if value is done:
-                return
-            if isinstance(value, BaseException):
-                raise value
-            yield value
-    finally:
-        stop.set()
-        # An abandoned generator in a cycle ends wherever the garbage collector runs, which may be that very thread.
-        if thread is not threading.current_thread():
-            thread.join()

@@ -14,17 +14,8 @@ from typing import TYPE_CHECKING
 
 from sleepfm_fast.formats.units import unit_of
 from sleepfm_fast.montage.channel_names import canonical, fits, is_unknown, kind_of, matched_as, numbered_contacts
-from sleepfm_fast.montage.montages import (
-    CHANNELS,
-    KINDS,
-    MODALITIES,
-    MODALITY_OF_KIND,
-    MONTAGES,
-    ChannelError,
-    Modality,
-    Montage,
-    Slot,
-)
+from sleepfm_fast.montage.montages import CHANNELS, MONTAGES
+from sleepfm_fast.montage.slots import KINDS, MODALITIES, MODALITY_OF_KIND, ChannelError, Modality, Montage, Slot
 from sleepfm_fast.plurals import agreeing, counted, first_of
 
 if TYPE_CHECKING:

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Config", "cli", "main"]
 
-CLASSIFIERS = ("probe", "supervise", "classify")
-
 
 @dataclass(frozen=True)
 class Config(TakesPaths):
@@ -97,7 +95,7 @@ def _say_table(record: dict[str, Any]) -> None:
 
 def _read_both(config: Config) -> tuple[Result, Result]:
     """Open two results of one kind."""
-    from sleepfm_fast.results import read_result
+    from sleepfm_fast.results import CLASSIFIERS, read_result
 
     first, second = results = read_result(config.first), read_result(config.second)
     for result in results:

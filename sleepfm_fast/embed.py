@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -24,6 +24,8 @@ from sleepfm_fast.plurals import counted
 from sleepfm_fast.reporting.following import after_embeddings
 
 if TYPE_CHECKING:
+    import torch
+
     from sleepfm_fast.batches import ClipInput
     from sleepfm_fast.clips import ClipStore
     from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter
@@ -72,19 +74,14 @@ class Config(TakesPaths):
 
 def main(config: Config) -> dict[str, Any]:
     """Embed; returns the results that end the command."""
-    from sleepfm_fast.batches import ClipInput, InputConfig
-    from sleepfm_fast.channels import Montage
-    from sleepfm_fast.clips import ClipStore
-    from sleepfm_fast.embeddings import Description
+    from sleepfm_fast.evaluation.described_clips import described_clips
     from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter, is_finished
     from sleepfm_fast.inference import embedder
     from sleepfm_fast.model.backends import encoder_backend, filter_backend, threads
     from sleepfm_fast.pretrained import SEED_SUFFIXES, UNITS, load_model
     from sleepfm_fast.rundir import RunDirectory
     from sleepfm_fast.runs.origin import UNKNOWN_SUBJECTS, seen_by
-    from sleepfm_fast.runs.splits import Split, assign_subjects
-    from sleepfm_fast.store.clip_facts import columns_of, people_of
-    from sleepfm_fast.store.label_rules import say_label_rules
+    from sleepfm_fast.runs.splits import Split
     from sleepfm_fast.training.world import choose_device
 
     started = time.monotonic()
@@ -96,54 +93,24 @@ def main(config: Config) -> dict[str, Any]:
     seen = seen_by(saved)
     if not seen.complete:
         say(f"notice: {config.run}: {UNKNOWN_SUBJECTS}")
-    store = ClipStore(config.store)
-    clip_input = ClipInput(store, Montage.from_dict(saved["montage"]), InputConfig(**saved["input"]), device)
-    if clip_input.renamed_slots:
-        say(f"notice: the montages name some channels differently; taken: {', '.join(clip_input.renamed_slots)}")
-    for notice in clip_input.lacking(saved.get("store_digest")):
-        say(f"notice: {notice}")
-    say_label_rules(store.path)
-    split = Split(**saved["split"])
-    codes, notices = assign_subjects(store.subjects, split, seen.subjects)
-    overlap = bool((codes < 0).any())
-    for notice in notices:
-        say(f"notice: {notice}")
-    n, dim = len(store), model.config.dim
+    clip_input = opened(config.store, saved, device)
+    store, n, dim = clip_input.store, len(clip_input.store), model.config.dim
+    presets = {
+        "train": saved["config"],
+        "input": saved["input"],
+        "weights": weights,
+        "precision": config.precision,
+        "subjects_known": seen.complete,
+    }
+    columns, description = described_clips(
+        store, Split(**saved["split"]), seen.subjects, run=str(config.run), presets=presets
+    )
     if not n:
         raise SleepfmError(f"the store {config.store} has no clips; add recordings of 30 s or more with preprocess.")
     for notice in clip_input.read_amplitudes(RunDirectory(Path(weights["file"]).parent).amplitudes_path):
         say(f"notice: {notice}")
     embed = embedder(model, config.precision, compiled=config.compile, fused_blocks=config.fused_blocks)
-    key = {
-        "command": "embed",
-        "version": __version__,
-        "weights": weights["sha256"],
-        "store": store.digest,
-        "montage": saved["montage"],
-        "input": saved["input"],
-        # Batches of another size, or another device, round otherwise.
-        "batch_size": config.batch_size,
-        "precision": config.precision,
-        "compile": config.compile,
-        "device": device.type,
-        **({"fused_blocks": True} if config.fused_blocks else {}),
-    }
-    columns = columns_of(store, codes)
-    description = Description(
-        **people_of(store),
-        run=str(config.run),
-        store=str(config.store),
-        split_rule=split.rule(),
-        presets={
-            "train": saved["config"],
-            "input": saved["input"],
-            "weights": weights,
-            "precision": config.precision,
-            "subjects_known": seen.complete,
-        },
-        overlap=overlap,
-        overlap_note=" ".join(notices) if overlap else "",
-    )
+    key = made_of(config, saved, weights, store.digest, device)
     if config.overwrite or not is_finished(config.embeddings, key, columns, description):
         encoders = encoder_backend(
             *(next(iter(model.encoders.values())), device, config.precision),
@@ -163,8 +130,45 @@ def main(config: Config) -> dict[str, Any]:
         "dim": dim,
         "weights": weights,
         "precision": config.precision,
-        "overlap": overlap,
+        "overlap": description.overlap,
         "elapsed_s": round(time.monotonic() - started, 1),
+    }
+
+
+def opened(path: Path, saved: Mapping[str, Any], device: torch.device) -> ClipInput:
+    """Open a store as the input of a run's network, and say in what it differs from the store of the training."""
+    from sleepfm_fast.batches import ClipInput, InputConfig
+    from sleepfm_fast.channels import Montage
+    from sleepfm_fast.clips import ClipStore
+    from sleepfm_fast.store.label_rules import say_label_rules
+
+    store = ClipStore(path)
+    clip_input = ClipInput(store, Montage.from_dict(saved["montage"]), InputConfig(**saved["input"]), device)
+    if clip_input.renamed_slots:
+        say(f"notice: the montages name some channels differently; taken: {', '.join(clip_input.renamed_slots)}")
+    for notice in clip_input.lacking(saved.get("store_digest")):
+        say(f"notice: {notice}")
+    say_label_rules(store.path)
+    return clip_input
+
+
+def made_of(
+    config: Config, saved: Mapping[str, Any], weights: Mapping[str, Any], store_digest: str, device: torch.device
+) -> dict[str, Any]:
+    """What the embeddings depend on."""
+    return {
+        "command": "embed",
+        "version": __version__,
+        "weights": weights["sha256"],
+        "store": store_digest,
+        "montage": saved["montage"],
+        "input": saved["input"],
+        # Batches of another size, or another device, round otherwise.
+        "batch_size": config.batch_size,
+        "precision": config.precision,
+        "compile": config.compile,
+        "device": device.type,
+        **({"fused_blocks": True} if config.fused_blocks else {}),
     }
 
 

@@ -200,14 +200,14 @@ def main(config: Config) -> dict[str, Any]:
     """Measure all recordings; returns the results that end the command."""
     from sleepfm_fast.baselines.recording_features import feature_names
     from sleepfm_fast.clips import ClipStore
-    from sleepfm_fast.embeddings import Description, Embeddings
+    from sleepfm_fast.embeddings import Embeddings
+    from sleepfm_fast.evaluation.described_clips import described_clips
     from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter, is_finished
     from sleepfm_fast.execution.parallel import open_engine
     from sleepfm_fast.rundir import RunDirectory
     from sleepfm_fast.runs.run_config import refuse_damaged
-    from sleepfm_fast.runs.splits import Split, assign_subjects
+    from sleepfm_fast.runs.splits import Split
     from sleepfm_fast.storage.definitions import ENTRY, definitions_of
-    from sleepfm_fast.store.clip_facts import columns_of, people_of
     from sleepfm_fast.store.label_rules import say_label_rules
 
     check(config)
@@ -222,12 +222,10 @@ def main(config: Config) -> dict[str, Any]:
         saved = run.config()
         refuse_damaged(run.config_path, saved, {})
         split, known = Split(**saved["split"]), saved.get("subjects")
-    codes, notices = assign_subjects(store.subjects, split, known)
-    for notice in notices:
-        say(f"notice: {notice}")
+    run_named = "" if config.split_like is None else str(config.split_like)
+    columns, description = described_clips(store, split, known, run=run_named, presets={"features": plain(config)})
     names = feature_names(store.montage)
     dim = max(map(len, names.values()))
-    overlap = bool((codes < 0).any())
     key = {
         "command": "features",
         "version": __version__,
@@ -235,16 +233,6 @@ def main(config: Config) -> dict[str, Any]:
         "store": store.digest,
         "names": names,
     }
-    columns = columns_of(store, codes)
-    description = Description(
-        **people_of(store),
-        run="" if config.split_like is None else str(config.split_like),
-        store=str(config.store),
-        split_rule=split.rule(),
-        presets={"features": plain(config)},
-        overlap=overlap,
-        overlap_note=" ".join(notices) if overlap else "",
-    )
     if config.overwrite or not is_finished(config.features, key, columns, description):
         with (
             open_engine(config.backend, config.workers) as engine,
@@ -266,7 +254,7 @@ def main(config: Config) -> dict[str, Any]:
         "widths": {name: len(own) for name, own in names.items()},
         "empty_percent": empty_percent,
         "nights_mostly_empty": dict(Counter(channel for _, channel, _ in mostly)),
-        "overlap": overlap,
+        "overlap": description.overlap,
         "elapsed_s": round(time.monotonic() - started, 1),
     }
 

@@ -25,6 +25,7 @@ from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.option_effects import Effect, only_with, refuse_without_effect
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.evaluation.figures import FIGURES
 from sleepfm_fast.evaluation.tasks import TASKS
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.reporting.following import after_result
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Config", "cli", "main"]
 
-FIGURES = ("auroc", "auprc", "f1")
 WHICH_POINTS = ("subjects", "all_subjects", "replicates")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import numbers
+import threading
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,8 @@ import numpy.typing as npt
 
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.filtering import fir, period_blocks
-from sleepfm_fast.filtering.filter_design import KINDS, PAD, PRESETS, FilterDesign, design_filter, padded
+from sleepfm_fast.filtering.filter_design import PAD, PRESETS, FilterDesign, design_filter, padded
+from sleepfm_fast.montage.slots import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +27,7 @@ __all__ = ["KINDS", "NOTCHES_HZ", "PRESETS", "FilterBank", "FilterDesign"]
 
 NOTCHES_HZ = (50, 60)
 FILTER_COLUMNS = 25  # members of FilterRow in csrc/params.h
+MOST_STEPS = 1 << 36  # of `up` and `down`: all rates of EDF fit, and a night's samples times either are below 2^63
 
 _BLOCKS_BELOW = 0.9  # blocks are used below this share of the cost of groups: a smaller gain is not worth them
 
@@ -53,11 +57,13 @@ class FilterBank:
 
     Notes
     -----
+    Threads may share a bank.
+
     Band edges are the ends of the flat band, as in MNE-Python: a low-pass is down 6 dB at 1.125 times its edge and at
     least 80 dB from 1.25 times its edge on; a high-pass is down 6 dB at half its edge, and its gain at 0 Hz is 0.
     """
 
-    def __init__(self, preset: str, fs_out_hz: int | Fraction = 256, notch_hz: int | None = None) -> None:
+    def __init__(self, preset: str, fs_out_hz: float | Fraction = 256, notch_hz: int | None = None) -> None:
         if preset not in PRESETS:
             raise SleepfmError(f"the filter preset is '{preset}'; choose one of: {', '.join(PRESETS)}.")
         self.preset = preset
@@ -70,12 +76,22 @@ class FilterBank:
         self._index: dict[tuple[str, Fraction], int] = {}
         self._designs: list[FilterDesign] = []
         self._contexts: list[int] = []
-        self._rows: list[list[int]] = []
-        self._taps: list[npt.NDArray[np.float32]] = []
+        # Rows and taps of all filters, replaced as a whole, so that other threads never see half a filter.
+        self._tables: tuple[tuple[list[int], ...], tuple[npt.NDArray[np.float32], ...]] = ((), ())
         # The taps of each filter without the regrouped copies of `_place_groups`: what `digest` covers.
         self._plain: list[npt.NDArray[np.float32]] = []
         self._n_taps = 0
-        self._tensors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._tensors: dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor]] = {}  # by device and number of filters
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is copied and pickled: neither the lock, which belongs to a process, nor tensors of devices."""
+        return {**self.__dict__, "_lock": None, "_tensors": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a copy."""
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         """Return the number of filters designed so far."""
@@ -86,7 +102,7 @@ class FilterBank:
         """Normalisation that belongs to the preset: ``zscore`` for ``clinical`` and ``aasm``, else ``none``."""
         return "zscore" if self.preset in ("clinical", "aasm") else "none"
 
-    def index(self, kind: str, fs_hz: int | Fraction) -> int:
+    def index(self, kind: str, fs_hz: float | Fraction) -> int:
         """Return the number of the filter for a channel kind at a native rate; designs it on first use.
 
         Parameters
@@ -94,7 +110,8 @@ class FilterBank:
         kind
             One of `KINDS`.
         fs_hz
-            Native rate, Hz, exact (an ``int`` or a ``Fraction``: samples per record over record length).
+            Native rate, Hz, exact (an integer or a ``Fraction``: samples per record over record length); of a float,
+            the decimal number that Python prints.
 
         Raises
         ------
@@ -104,10 +121,19 @@ class FilterBank:
         if kind not in KINDS:
             raise SleepfmError(f"the channel kind is '{kind}'; choose one of: {', '.join(KINDS)}.")
         key = (kind, _rate(fs_hz, "native rate"))
+        ratio = self.fs_out_hz / key[1]
+        if max(ratio.numerator, ratio.denominator) >= MOST_STEPS:
+            raise SleepfmError(
+                f"a '{kind}' channel has a rate of {float(fs_hz):g} Hz, whose ratio to the output rate of "
+                f"{float(self.fs_out_hz):g} Hz is one of numbers above 2^36. Check the rate, and give it as a "
+                "fraction, samples over seconds."
+            )
         if key not in self._index:
-            design = design_filter(self.preset, kind, key[1], self.fs_out_hz, self.notch_hz)
-            self._append(design)
-            self._index[key] = len(self._designs) - 1
+            with self._lock:
+                if key not in self._index:  # another thread may have been faster
+                    design = design_filter(self.preset, kind, key[1], self.fs_out_hz, self.notch_hz)
+                    self._append(design)
+                    self._index[key] = len(self._designs) - 1
         return self._index[key]
 
     def design(self, f: int) -> FilterDesign:
@@ -132,13 +158,19 @@ class FilterBank:
         The columns of ``filters`` are those of ``FilterRow`` in csrc/params.h.
         """
         import torch
+        from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-        key = str(device)
-        if key not in self._tensors:
-            filters = torch.tensor(self._rows, dtype=torch.int64, device="cpu").reshape(len(self._rows), FILTER_COLUMNS)
-            taps = torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *self._taps]))
-            self._tensors[key] = (filters.to(device), taps.to(device))
-        return self._tensors[key]
+        rows, taps = self._tables  # read once: both are of the same filters
+        key = str(device), len(rows)
+        # torch.export and make_fx give tensors without values in place of ours, which must not stay for others.
+        keep = torch.compiler.is_dynamo_compiling() or not is_in_torch_dispatch_mode()
+        found = self._tensors.get(key) if keep else None
+        if found is None:
+            filters = torch.tensor(rows, dtype=torch.int64, device="cpu").reshape(len(rows), FILTER_COLUMNS)
+            found = filters.to(device), torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *taps])).to(device)
+            if keep:
+                self._tensors[key] = found
+        return found
 
     def describe(self, f: int) -> dict[str, Any]:
         """Return plain facts of filter ``f`` for reports and provenance (JSON types only)."""
@@ -201,9 +233,9 @@ class FilterBank:
         self._n_taps += taps.size
         self._designs.append(design)
         self._contexts.append(design.context)
-        self._rows.append(row)
-        self._taps.append(taps)
-        self._tensors.clear()
+        rows, tables = self._tables
+        self._tables = ((*rows, row), (*tables, taps))
+        self._tensors = {}
 
     @staticmethod
     def _place_groups(design: FilterDesign, place: Callable[[FloatArray], tuple[int, int]]) -> list[int]:
@@ -229,12 +261,15 @@ class FilterBank:
         return [*row, low_offset, *blocks]
 
 
-def _rate(fs_hz: int | Fraction, what: str) -> Fraction:
-    if isinstance(fs_hz, float):
-        if not math.isfinite(fs_hz):
-            raise SleepfmError(f"the {what} is {fs_hz} Hz; expected a positive number.")
-        fs_hz = Fraction(repr(fs_hz))
-    rate = Fraction(fs_hz)
+def _rate(fs_hz: float | Fraction, what: str) -> Fraction:
+    if isinstance(fs_hz, bool) or not isinstance(fs_hz, numbers.Real):
+        raise SleepfmError(f"the {what} is {fs_hz!r}; expected a number of Hz.")
+    if isinstance(fs_hz, numbers.Rational):
+        rate = Fraction(int(fs_hz.numerator), int(fs_hz.denominator))
+    elif math.isfinite(fs_hz):
+        rate = Fraction(repr(float(fs_hz)))  # the decimal number that was typed, not its binary neighbour
+    else:
+        rate = Fraction(0)
     if rate <= 0:
         raise SleepfmError(f"the {what} is {fs_hz} Hz; expected a positive number.")
     return rate

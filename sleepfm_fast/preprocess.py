@@ -17,10 +17,10 @@ from sleepfm_fast.cli.misplaced import Place, reads, writes
 from sleepfm_fast.cli.option_effects import Effect, only_with, only_without, refuse_without_effect
 from sleepfm_fast.cli.option_ranges import refuse_negative_workers
 from sleepfm_fast.cli.path_kinds import Kind
-from sleepfm_fast.cohorts.cohort import find_recordings
 from sleepfm_fast.cohorts.corrections import read_corrections
 from sleepfm_fast.cohorts.ingest import Cohort, Request, ingest
 from sleepfm_fast.cohorts.participant_tables import read_tables
+from sleepfm_fast.cohorts.recording_files import find_recordings
 from sleepfm_fast.cohorts.shards import parse_shard
 from sleepfm_fast.cohorts.store_inputs import inputs_of
 from sleepfm_fast.errors import SleepfmError, UsageError

@@ -22,7 +22,7 @@ from sleepfm_fast.cli.option_ranges import option
 from sleepfm_fast.encoder import EncoderConfig, SleepModel
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.model.seed_checkpoint import read_seed_checkpoint
-from sleepfm_fast.montage.montages import MODALITIES, Montage
+from sleepfm_fast.montage.slots import MODALITIES, Montage
 from sleepfm_fast.plurals import first_of
 from sleepfm_fast.rundir import RunDirectory, model_part, read_tensors
 from sleepfm_fast.runs.run_config import refuse_damaged

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from sleepfm_fast.cli.command import plain, to_json
 from sleepfm_fast.cli.given_paths import as_path
-from sleepfm_fast.cli.json_text import are, from_json, is_count, is_text
+from sleepfm_fast.cli.json_text import are, are_texts, from_json, is_count, is_text
 from sleepfm_fast.cli.misplaced import mistaken
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError, is_refusal, unreadable
@@ -35,19 +35,19 @@ from sleepfm_fast.storage.definitions import ENTRY, definitions_of, recorded_def
 from sleepfm_fast.storage.standing import FolderKind, claimed_folder, refuse_standing
 from sleepfm_fast.system import synchronise_descriptor
 
-__all__ = ["FOLDER", "Result", "claimed_result", "definitions_note", "find_results", "read_result", "write_result"]
+__all__ = [
+    "CLASSIFIERS", "FOLDER", "Result", "claimed_result", "definitions_note", "find_results", "read_result",
+    "result_folders", "write_result",
+]  # fmt: skip
 
 FORMAT = "sleepfm_fast result"
 VERSION = 1
 FOLDER = "results"
+CLASSIFIERS = ("probe", "supervise", "classify")  # commands whose results are a classifier's test
 HEAD = ("format", "version", ENTRY, "arrays", "made_of")
 UNPRINTED = ("subjects", "recordings", "examples")
 """What a result has besides the line that is printed."""
 KIND = FolderKind("a result folder", "result.json")
-
-
-def are_texts(value: Any) -> bool:
-    return are(value, is_text)
 
 
 def are_codes(value: Any) -> bool:
@@ -268,9 +268,14 @@ def read_result(path: str | Path) -> Result:
 
 def find_results(run: str | Path) -> tuple[Result, ...]:
     """All finished results in ``RUN/results/``, at any depth, by name."""
-    files = sorted((as_path(run) / FOLDER).rglob("result.json"))
+    return tuple(map(read_result, result_folders(as_path(run))))
+
+
+def result_folders(run: Path) -> list[Path]:
+    """The folders of :func:`find_results`, whatever they hold."""
+    files = sorted((run / FOLDER).rglob("result.json"))
     # What a killed writer left under a temporary name is no result.
-    return tuple(read_result(file.parent) for file in files if file.parent.suffix != TEMPORARY_SUFFIX)
+    return [file.parent for file in files if file.parent.suffix != TEMPORARY_SUFFIX]
 
 
 def definitions_note(results: Iterable[Result], remedy: str) -> str:

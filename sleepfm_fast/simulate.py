@@ -29,10 +29,11 @@ from sleepfm_fast.edf import read_recording
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.execution.parallel import dispatched, pool
 from sleepfm_fast.reporting.following import after_nights
+from sleepfm_fast.scoring.stages import EPOCH_S
 from sleepfm_fast.simulator.card import CARD, PREFIX, name_prefix, prefix_of, read_card
 from sleepfm_fast.simulator.physiology import Physiology
 from sleepfm_fast.simulator.polysomnograph import Channel, Polysomnograph
-from sleepfm_fast.simulator.sleeper import EPOCH_S, Couplings, Random
+from sleepfm_fast.simulator.sleeper import Couplings, Random
 from sleepfm_fast.storage.atomic import TEMPORARY_SUFFIX, remove_leftovers, replace_file, synchronise
 from sleepfm_fast.storage.claims import claim_to_write
 from sleepfm_fast.system import processors

@@ -1,11 +1,15 @@
-"""The one measure of numerical agreement: no further from the truth than PyTorch is, plus a stated term."""
+"""The measures of numerical agreement: no further from the truth than PyTorch is, plus a stated term.
+
+By element, and by the 2-norm of a whole tensor, where errors of either sign average: an error that all elements share
+is seen there long before the allowance of one element is used up.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-__all__ = ["assert_close"]
+__all__ = ["assert_close", "assert_norm_close"]
 
 
 def assert_close(
@@ -50,3 +54,23 @@ def assert_close(
         )
     share = torch.where(error.isnan() | (error == 0), 0.0, error / allowed.clamp_min(1e-300))
     return float(share.max())
+
+
+def assert_norm_close(
+    ours: Tensor, same_precision: Tensor, truth: Tensor, term: Tensor | float, what: str = "result"
+) -> float:
+    """Assert ``|ours - truth| <= 2 |same_precision - truth| + term`` in the 2-norm.
+
+    Twice, because another order of additions is as good as PyTorch's, and on few numbers chance decides which is nearer
+    to the truth. Arguments and result are as those of :func:`assert_close`; ``term`` is a number.
+    """
+    assert truth.dtype == torch.float64, f"{what}: the truth must be float64, it is {truth.dtype}"
+    assert ours.shape == same_precision.shape == truth.shape, f"{what}: shapes differ"
+    error, torch_error = (float((t.detach().double() - truth.detach()).norm()) for t in (ours, same_precision))
+    allowed = 2 * torch_error + float(term)
+    size = float(truth.norm())
+    assert error <= allowed, (
+        f"{what}: the error's norm {error:.3g} is more than the allowed {allowed:.3g} (twice torch's error: "
+        f"{2 * torch_error:.3g}); the truth's norm is {size:.3g}"
+    )
+    return error / allowed if allowed > 0 else 0.0

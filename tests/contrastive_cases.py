@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from closeness import assert_close
+from closeness import assert_close, assert_norm_close
 from torch import Tensor
 
 from sleepfm_fast import ops, reference
@@ -80,17 +80,22 @@ def check_against_truth(x: Tensor, log_temperature: float, **kwargs) -> None:
 
 
 def check_result(result: Callable[..., Result], x: Tensor, log_temperature: float, **kwargs) -> None:
-    """Loss, gradients and statistics that ``result(x, tau, **kwargs)`` gives, against the twin in float64.
+    """Loss, gradients and statistics that ``result(x, tau, **kwargs)`` gives, against the twin in float64."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    check_values(result(x, torch.tensor(log_temperature, dtype=dtype), **kwargs), x, log_temperature, **kwargs)
 
-    The stated term. A cosine of unit rows is uncertain by about eps, a logit by s eps, so what follows from it has a
-    relative error of about (1 + s) eps: 8 (1 + s) eps is allowed for the loss. A gradient is a difference of terms
-    whose size is that of the probability missed, at most min(1, loss), times s / (n |x|): the same factor, of that and
-    of the row's largest element. float16 and bfloat16 gradients are rounded once more, half a unit in the last place.
-    Below the smallest normal number nothing is promised.
+
+def check_values(ours: Result, x: Tensor, log_temperature: float, **kwargs) -> None:
+    """Check a result against the twin in float64, by element and as :func:`check_norms` does.
+
+    The stated term of an element. A cosine of unit rows is uncertain by about eps, a logit by s eps, so what follows
+    from it has a relative error of about (1 + s) eps: 8 (1 + s) eps is allowed for the loss. A gradient is a difference
+    of terms whose size is that of the probability missed, at most min(1, loss), times s / (n |x|): the same factor, of
+    that and of the row's largest element. float16 and bfloat16 gradients are rounded once more, half a unit in the last
+    place. Below the smallest normal number nothing is promised.
     """
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     tau = torch.tensor(log_temperature, dtype=dtype)
-    ours = result(x, tau, **kwargs)
     same = evaluate(reference.contrastive_loss, x, tau, **kwargs)
     truth = evaluate(reference.contrastive_loss, x.double(), tau.double(), **kwargs)
     assert ours.loss.dtype == dtype
@@ -114,6 +119,53 @@ def check_result(result: Callable[..., Result], x: Tensor, log_temperature: floa
             term = term + truth.d_x.abs() * info.eps / 2 + info.smallest_normal * info.eps / 2
         assert_close(ours.d_x, same.d_x, truth.d_x, term, f"gradient of {what}")
     statistics_agree(ours.statistics, same.statistics, truth.statistics, factor)
+    check_norms(ours, x, truth, log_temperature, what=what, **kwargs)
+
+
+def size_of_logits(x: Tensor, log_temperature: float, mask: Tensor | None = None) -> float:
+    """Root mean square of the logits of all pairs of rows of different modalities, plus that of the partners'."""
+    present = torch.ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
+    e = torch.where(present[..., None], torch.nn.functional.normalize(x.double().nan_to_num(0.0), dim=-1), 0.0)
+    n = present.double().sum(-1)
+    gram = e.mT @ e  # the sum of squared cosines of two modalities is the inner product of theirs
+    squares, pairs = gram.sum(0).square().sum() - gram.square().sum(), n.sum() ** 2 - n.square().sum()
+    partners = torch.stack([(e[a] * e[b]).sum(-1) for a in range(len(e)) for b in range(a)])
+    both = torch.stack([present[a] & present[b] for a in range(len(e)) for b in range(a)])
+    rms = (squares / pairs.clamp_min(1.0)).sqrt() + (partners.square().sum() / both.sum().clamp_min(1)).sqrt()
+    return math.exp(log_temperature) * float(rms)
+
+
+def check_norms(
+    ours: Result, x: Tensor, truth: Result, log_temperature: float, what: str = "", **kwargs
+) -> list[float]:
+    """Loss, slope and the norm of the gradient's error against PyTorch's on the same numbers, and a few eps.
+
+    With u the size of the logits (:func:`size_of_logits`), a logit is uncertain by about u eps and so is a probability,
+    relatively; what depends on probabilities depends on the missed ones. With e = 8 eps, of which the truth's own sums
+    take their part where that is float64 as well: the loss may be off by e (loss + u missed). The slope is the sum of
+    missed probabilities times logits: e (1 + u) (slope + u missed). The gradient is what its terms, s missed / (n |x|),
+    leave across the rows: e (1 + u) of its norm and of the terms'.
+    Returns the shares of what is allowed.
+    """
+    dtype = ours.loss.dtype
+    same = evaluate(reference.contrastive_loss, x.to(dtype), torch.tensor(log_temperature, dtype=dtype), **kwargs)
+    eps, smallest = 8 * torch.finfo(dtype).eps, torch.finfo(dtype).smallest_normal
+    u = size_of_logits(x, log_temperature, kwargs.get("mask"))
+    loss, slope, missed = float(truth.loss), abs(float(truth.d_log_temperature)), float(truth.loss.clamp_max(1.0))
+    size = float(truth.d_x.norm())
+    n_valid = max(int(truth.statistics.n_valid.sum()), 1)
+    lengths = x.double().nan_to_num(1.0).norm(dim=-1).clamp_min(1e-12)
+    terms = math.exp(log_temperature) * missed / n_valid * float(lengths.reciprocal().norm())
+    term = eps * (1 + u) * (size + terms) + smallest * x.numel() ** 0.5
+    if x.dtype in (torch.float16, torch.bfloat16):
+        info = torch.finfo(x.dtype)
+        term += info.eps / 2 * (size + info.smallest_normal * x.numel() ** 0.5)
+    allowed = (eps * (loss + u * missed) + smallest, eps * (1 + u) * (slope + u * missed) + smallest, term)
+    names = ("loss", "d_log_temperature", "d_x")
+    return [
+        assert_norm_close(getattr(ours, k), getattr(same, k), getattr(truth, k), most, f"norm of {k} of {what}")
+        for k, most in zip(names, allowed, strict=True)
+    ]
 
 
 def statistics_agree(

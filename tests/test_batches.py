@@ -15,10 +15,12 @@ from edf_files import Channel, write_edf
 from scipy.signal import resample_poly
 
 from sleepfm_fast import preprocess
-from sleepfm_fast.batches import FS_HZ, N_OUT, ClipInput, InputConfig, places_of, prefetch
+from sleepfm_fast.batches import FS_HZ, N_OUT, ClipInput, InputConfig, places_of
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.montage.montages import MONTAGES, Modality, Montage
+from sleepfm_fast.execution.prefetch import prefetch
+from sleepfm_fast.montage.montages import MONTAGES
+from sleepfm_fast.montage.slots import Modality, Montage
 from sleepfm_fast.store.scales import NOMINAL
 from sleepfm_fast.system import read_whole_soon
 from sleepfm_fast.training.sampler import ClipSampler

@@ -23,6 +23,7 @@ if not BENCH.is_dir():
     pytest.skip("the benchmarks are in the clone, not in the package", allow_module_level=True)
 sys.path.insert(0, str(BENCH))
 
+import errors  # noqa: E402
 import interleave  # noqa: E402
 import machine  # noqa: E402
 import memory  # noqa: E402
@@ -478,6 +479,90 @@ def test_the_page_of_kernels_has_bounds_beside_stored_times(tmp_path, monkeypatc
         "Medians of the stored runs: `bench/results/run.json`.",
         report.BOUNDS_END,
     ]
+
+
+def small_errors(monkeypatch, operation=lambda op: op):
+    """Measure the errors of small tasks in this process."""
+    monkeypatch.setattr(errors, "N", 130)
+    monkeypatch.setattr(errors, "FILTERS", (errors.Filter("aasm", "eeg", 200), errors.Filter("aasm", "emg", 512, 50)))
+    monkeypatch.setattr(errors.ops, "contrastive_loss", operation(errors.ops.contrastive_loss))
+    monkeypatch.setattr(errors.ops, "filter_resample", operation(errors.ops.filter_resample))
+    monkeypatch.setattr(errors, "ours_with", lambda name: errors.ours())
+    return errors.measured(["avx2", "amx"])
+
+
+def test_errors_are_those_of_rounding(monkeypatch):
+    found = small_errors(monkeypatch)
+    assert [(case["rows"], case["scale"]) for case in found["loss"]["cases"]] == [
+        (rows, scale) for rows in errors.ROWS for scale in errors.SCALES
+    ]
+    for case in found["loss"]["cases"]:
+        assert list(case["errors"]) == ["avx2", "amx", errors.PYTORCH]
+        for error in case["errors"].values():
+            assert 0 < error["gradient_rms"] < error["gradient_largest"] < 8 * (1 + case["scale"]) * 1e-5
+            assert error["loss"] < 8 * (1 + case["scale"]) * 2**-23
+    for case in found["filter"]["cases"]:
+        assert list(case["errors"]) == ["avx2"]  # amx has no filter of its own
+        assert 125 < case["errors"]["avx2"]["noise_db"] < 145
+        assert 125 < case["errors"]["avx2"]["drift_db"] < 150
+
+
+def test_errors_show_one_percent(monkeypatch):
+    def too_large(op):
+        def planted(*arguments, **options):
+            result = op(*arguments, **options)
+            return (1.01 * result[0], result[1]) if isinstance(result, tuple) else 1.01 * result
+
+        return planted
+
+    found = small_errors(monkeypatch, too_large)
+    for case in found["loss"]["cases"]:
+        assert case["errors"]["avx2"]["loss"] == pytest.approx(0.01, rel=1e-2)
+        assert case["errors"]["avx2"]["gradient_rms"] == pytest.approx(0.01, rel=1e-2)
+        assert case["errors"][errors.PYTORCH]["loss"] < 1e-4
+    assert [round(case["errors"]["avx2"]["noise_db"], 1) for case in found["filter"]["cases"]] == [40.0, 40.0]
+
+
+def test_a_page_of_a_kernel_has_its_errors(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(report, "HEADLINES", ("alone",))
+    stored(tmp_path / "results")
+    pages(tmp_path, f"{report.BEGIN}\n{report.END}\n")
+    kernel = tmp_path / "docs" / "kernels" / "sum.md"
+    kernel.parent.mkdir()
+    marks = "".join(f"<!-- bench:errors {what} -->\nold\n<!-- bench:errors-end -->\n" for what in ("loss", "filter"))
+    kernel.write_text(marks)
+    assert report_run(tmp_path) == 1
+    assert "no stored errors; measure them with `python bench/errors.py NAME`." in capsys.readouterr().err
+    error = {"gradient_rms": 1.26e-7, "gradient_largest": 9e-7, "loss": 0.0, "ranks_moved": 2}
+    two = {"avx2": {"noise_db": 136.6, "drift_db": 99.5}, "avx512": {"noise_db": 130.2, "drift_db": 141}}
+    document = {
+        "kind": "errors",
+        "name": "of rounding",
+        "machine": {"cpu_model": "C", "commit": "abc"},
+        "loss": {"M": 3, "N": 4, "D": 5, "cases": [{"rows": "some", "scale": 14.3, "errors": {"amx": error}}]},
+        "filter": {
+            "cases": [{"preset": "aasm", "kind": "emg", "fs_hz": 2048, "notch_hz": 50, "errors": two}],
+        },
+    }
+    (tmp_path / "results" / "errors.json").write_text(json.dumps(document))
+    assert report_run(tmp_path) == 0
+    assert kernel.read_text().splitlines() == [
+        "<!-- bench:errors loss -->",
+        "| against float64, N = 4, D = 5, M = 3 | amx |",
+        "|---|---|",
+        "| some, s = 14.3 | 1.3e-7, 9.0e-7; 0.0e+00; 2 |",
+        "",
+        "`bench/results/of rounding.json` (C, commit abc).",
+        "<!-- bench:errors-end -->",
+        "<!-- bench:errors filter -->",
+        "| preset, kind | fs, Hz | avx2: noise, dB | drift, dB | avx512: noise, dB | drift, dB |",
+        "|---|---|---|---|---|---|",
+        "| `aasm` emg, notch 50 | 2,048 | 137 | 100 | 130 | 141 |",
+        "",
+        "`bench/results/of rounding.json` (C, commit abc).",
+        "<!-- bench:errors-end -->",
+    ]
+    assert "of rounding" not in (tmp_path / "docs" / "benchmarks.md").read_text()
 
 
 def test_every_bound_is_of_a_stored_benchmark():

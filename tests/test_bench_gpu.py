@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import sleepfm_fast
 
@@ -24,7 +25,9 @@ if not (BENCH / "gpu.sh").is_file():
 sys.path.insert(0, str(BENCH))
 
 import gpu_probe  # noqa: E402
+import gpu_sanitize  # noqa: E402
 import gpu_steps  # noqa: E402
+from emulated_mbconv_train import BUFFERS, emulate_training  # noqa: E402
 
 
 def gpu(*arguments, **environment):
@@ -123,8 +126,6 @@ def test_wrong_usage(arguments):
 
 
 def test_without_a_gpu_the_run_says_so(tmp_path):
-    import torch
-
     if torch.cuda.is_available() or shutil.which("nvidia-smi"):
         pytest.skip("this machine has a GPU")
     done = gpu(str(tmp_path))
@@ -405,6 +406,18 @@ def test_the_sanitizer_is_found_beside_the_compiler(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     (racecheck,) = json.loads((tmp_path / "out" / "gpu.json").read_text())["steps"]
     assert racecheck["outcome"] == "passed"
+
+
+def test_initcheck_sees_no_product_of_a_library(monkeypatch):
+    """Nor may a change of the kernels' arguments be noticed on a device only."""
+    words = gpu_steps.SANITIZER_PATHS["initcheck"]
+    assert set(words) == {*gpu_sanitize.SIZES, gpu_sanitize.BETWEEN} - {"gemm"}
+    emulated = emulate_training(monkeypatch)
+    for product in ("mm", "addmm", "mv"):
+        monkeypatch.setattr(torch, product, None)
+    monkeypatch.setattr(gpu_sanitize, "BLOCKS", ((8, 16, 2), (8, 8, 1)))
+    gpu_sanitize.between_products(torch.device("cpu"))
+    assert set(emulated.counts) == set(BUFFERS)
 
 
 def test_measurements_that_fail_stop_nothing_and_are_told_apart(tmp_path, monkeypatch, capsys):

@@ -26,7 +26,8 @@ from sleepfm_fast.channels import (
     unit_of,
 )
 from sleepfm_fast.edf import Signal
-from sleepfm_fast.montage.montages import CHANNELS, MODALITY_OF_KIND
+from sleepfm_fast.montage.montages import CHANNELS
+from sleepfm_fast.montage.slots import MODALITY_OF_KIND
 
 DATA = Path(os.environ.get("SLEEPFM_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from closeness import assert_close
+from closeness import assert_close, assert_norm_close
 
 TRUTH = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64)
 
@@ -59,3 +59,20 @@ def test_shapes_and_truths_precision():
 def test_empty():
     empty = torch.empty(0, 3, dtype=torch.float64)
     assert assert_close(empty, empty, empty, 0.0) == 0.0
+
+
+def test_norms_see_what_all_elements_share():
+    ours, same = TRUTH * 1.01, TRUTH * 1.004
+    size = float(TRUTH.norm())
+    assert assert_norm_close(ours, same, TRUTH, 0.0021 * size) == pytest.approx(0.01 / 0.0101)
+    with pytest.raises(AssertionError, match=r"gradient: the error's norm 0\.0548 is more than the allowed 0\.0493"):
+        assert_norm_close(ours, same, TRUTH, 0.001 * size, "gradient")
+
+
+def test_a_norm_that_is_not_a_number_fails():
+    ours = TRUTH.clone()
+    ours[0, 1] = float("nan")
+    with pytest.raises(AssertionError, match="norm nan"):
+        assert_norm_close(ours, TRUTH, TRUTH, 1e9)
+    with pytest.raises(AssertionError, match="shapes differ"):
+        assert_norm_close(TRUTH[0], TRUTH, TRUTH, 1.0)

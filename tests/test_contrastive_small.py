@@ -258,6 +258,16 @@ def test_ranges_are_their_share_of_the_whole(begin, end, mode):
 # ---- determinism and synchronisation ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("wanted", "fit", "launched"), [(264, 264, 264), (264, 263, 132), (264, 131, 66), (7, 2, 1), (1, 1, 1), (5, 0, 0)]
+)
+def test_a_refused_launch_is_tried_with_fewer_blocks(wanted, fit, launched):
+    """Their number changes nothing in the results: see the test of the bits."""
+    launches = compile_kernels("contrastive_small.cpp").library.blocks_launched
+    launches.argtypes, launches.restype = [ctypes.c_int64] * 2, ctypes.c_int64
+    assert launches(wanted, fit) == launched
+
+
 def everything(kernel: Kernel) -> list[bytes]:
     results, gradient, slope = kernel(embeddings("random", 2, 18, 24), torch.tensor(2.0))
     return [bytes(tensor.numpy().tobytes()) for tensor in (*results, gradient, slope)]

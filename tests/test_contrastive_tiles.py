@@ -69,6 +69,20 @@ def test_what_is_kept_changes_no_bit(log_temperature, mode, monkeypatch):
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_backward_has_no_room_for_means_that_forward_has_kept(mode):
+    """On tiles, where they are 64 samples of each modality for each thread."""
+    M, D = 3, 512
+    x = torch.empty(M, 1024, D, device="meta")
+
+    def per_thread(kept: bool) -> int:
+        one, two = (contrastive_cpu.workspace_bytes(x, mode, backward=True, n_threads=n, kept=kept) for n in (1, 2))
+        return two - one
+
+    on_tiles = sleepfm_fast.build_info()["cpu_instruction_set_in_use"] == "amx"
+    assert per_thread(False) - per_thread(True) == 4 * M * D * 64 * (on_tiles and mode == "leave_one_out")
+
+
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("cuts", [(0, 37, 75), (0, 96, 97, 310), (0, 128, 256, 600), (0, 1, 599, 600)])
 def test_ranges_add_up_to_the_whole(cuts, mode):
     N = cuts[-1]

@@ -28,7 +28,7 @@ from sleepfm_fast.scoring.respiratory_counts import KINDS
 from sleepfm_fast.storage.array_file import map_array
 from sleepfm_fast.storage.columns import file_digest, read_columns, write_columns
 from sleepfm_fast.store.clip_layout import read_store_file
-from sleepfm_fast.store.feed import gather
+from sleepfm_fast.store.feed import Feed
 from sleepfm_fast.store.record_check import is_whole_record
 
 
@@ -504,23 +504,24 @@ def test_a_file_that_ends_or_goes_while_it_is_read_is_named(store: Path) -> None
     binary = store / "recordings" / f"{opened.recordings[0].id}.bin"
     clips = np.arange(opened.recordings[0].n_clips)
     slots, bank = range(len(opened.slots)), FilterBank("none", 256)
-    gather(opened, clips, slots, bank)
+    feed = Feed(opened, slots, bank)
+    feed.gather(clips)
     whole = binary.read_bytes()
     os.truncate(binary, 64)
     with pytest.raises(ClipStoreError, match=rf"{binary.name} is damaged: it has 64 bytes, {len(whole)} were written"):
-        gather(opened, clips, slots, bank)
+        feed.gather(clips)
     binary.unlink()
     with pytest.raises(ClipStoreError, match=rf"{binary.name} is damaged: .*No such file"):
-        gather(opened, clips, slots, bank)
+        feed.gather(clips)
     binary.write_bytes(bytes(len(whole)))
     with pytest.raises(ClipStoreError, match=rf"{binary.name} is damaged: its SHA-256 is not the one that was written"):
-        gather(opened, clips, slots, bank)
+        feed.gather(clips)
     # Another file of this name, as a copy that was put back gives, or a network that was away.
     binary.write_bytes(whole)
     with pytest.raises(ClipStoreError, match=rf"{binary.name} could not be read for a moment, and is whole") as told:
-        gather(opened, clips, slots, bank)
+        feed.gather(clips)
     assert "elete" not in str(told.value)
-    gather(ClipStore(store, read="pread"), clips, slots, bank)
+    Feed(ClipStore(store, read="pread"), slots, bank).gather(clips)
 
 
 def test_a_checkpoint_that_the_system_does_not_open_is_not_to_be_deleted(

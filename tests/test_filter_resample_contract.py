@@ -222,6 +222,43 @@ def test_a_buffer_of_the_caller_takes_the_result(dtype: torch.dtype) -> None:
     assert pool[0] == pool[-1] == -3.0
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_backward_that_needs_what_a_buffer_held_is_refused(compiled: bool) -> None:
+    """Else it would take the second batch for the first one, in silence."""
+    torch._dynamo.reset()
+    batch = mixed_batch()
+    tensors, out = batch.tensors(5), torch.empty(3, 5, N_OUT)
+    call = torch.compile(ops.filter_resample, backend="aot_eager") if compiled else ops.filter_resample
+    weight = torch.randn(N_OUT, 2, requires_grad=True)
+    losses = []
+    for _ in range(2):
+        call(*tensors, batch.bank, N_OUT, normalise="zscore", out=out)
+        losses.append((out @ weight).square().sum())
+    losses[1].backward()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        losses[0].backward()
+    with torch.inference_mode():
+        kept = torch.empty(3, 5, N_OUT)
+        assert torch.equal(ops.filter_resample(*tensors, batch.bank, N_OUT, normalise="zscore", out=kept), out)
+
+
+def test_a_buffer_that_is_also_an_argument_is_refused() -> None:
+    batch = mixed_batch()
+    raw, table, calibration = batch.tensors(5)
+    memory = torch.zeros(3 * 5 * (N_OUT + 4))
+    out = memory[: 3 * 5 * N_OUT].view(3, 5, N_OUT)
+    beside = memory[3 * 5 * N_OUT :].view(3, 5, 4).copy_(calibration)
+    expected = batch.run(n_channels=5)
+    assert torch.equal(ops.filter_resample(raw, table, beside, batch.bank, N_OUT, out=out), expected)
+    for place in (0, 3 * 5 * N_OUT - 1):
+        within = memory[place : place + 60].view(3, 5, 4)
+        with pytest.raises(ValueError, match="out shares memory with calibration; expected a tensor of its own"):
+            ops.filter_resample(raw, table, within, batch.bank, N_OUT, out=out)
+    samples = memory.view(torch.int16)[: raw.numel()]
+    with pytest.raises(ValueError, match="out shares memory with raw"):
+        ops.filter_resample(samples, table, calibration, batch.bank, N_OUT, out=out)
+
+
 # ---- refusals -------------------------------------------------------------------------------------------------------
 
 
@@ -278,6 +315,10 @@ def test_bad_arguments_are_refused() -> None:
         ops.filter_resample(raw, table, calibration, bank, 10, dtype=torch.float64)
     with pytest.raises(ValueError, match="normalise is 'minmax'; choose one of: none, zscore, robust"):
         ops.filter_resample(raw, table, calibration, bank, 10, normalise="minmax")
+    for n_out in (8.5, "10", None, True):
+        with pytest.raises(TypeError, match=rf"n_out is {n_out!r}; expected an integer"):
+            ops.filter_resample(raw, table, calibration, bank, n_out)
+    assert ops.filter_resample(raw, table, calibration, bank, np.int64(10)).shape == (3, 5, 10)
     with pytest.raises(ValueError, match="n_out is -1; expected the number of output samples"):
         ops.filter_resample(raw, table, calibration, bank, -1)
     with pytest.raises(

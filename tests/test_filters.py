@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import os
+import pickle
 import subprocess
 import sys
+import threading
 from fractions import Fraction
 from pathlib import Path
 
@@ -408,3 +411,66 @@ def test_the_page_states_the_designs_that_the_kernels_run(row: list[str]) -> Non
             assert np.abs([gain_db(filt, x) for x in inside]).max() < 0.1
         beyond = np.linspace(filt.stop_hz[1], 0.49 * filt.up * float(filt.fs_hz), 400)
         assert max(gain_db(filt, x) for x in beyond) < -80.0
+
+
+# ---- sharing and copying --------------------------------------------------------------------------------------------
+
+
+def test_threads_share_a_bank() -> None:
+    """Each gets the filter it asked for, and a filter is designed once."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for _ in range(5):
+            bank, found = FilterBank("none", 256), []
+            together = threading.Barrier(4)
+
+            def ask(bank=bank, found=found, together=together) -> None:
+                together.wait()
+                for fs_hz in (100, 250, 500, 64):
+                    found.append((fs_hz, bank.index("eeg", fs_hz), bank.tensors()))
+
+            threads = [threading.Thread(target=ask) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert len(found) == 16
+            assert len(bank) == 4
+            alone = FilterBank("none", 256)
+            for fs_hz in (100, 250, 500, 64):
+                alone.index("eeg", fs_hz)
+            assert bank.digest() == alone.digest()
+            for fs_hz, f, (filters, taps) in found:
+                assert bank.design(f).fs_hz == fs_hz
+                row, start = filters[f], int(filters[f, 3])
+                reach = int(row[2]) * int(row[5])
+                whole = bank.tensors()
+                assert filters.equal(whole[0][: len(filters)])
+                assert taps.equal(whole[1][: len(taps)])
+                assert start + reach <= len(taps)
+    finally:
+        sys.setswitchinterval(before)
+
+
+def test_a_copy_of_a_bank_goes_its_own_way() -> None:
+    bank = FilterBank("aasm", 256, 50)
+    f = bank.index("eeg", 200)
+    bank.tensors()
+    for again in (copy.deepcopy(bank), pickle.loads(pickle.dumps(bank))):
+        assert again.digest() == bank.digest()
+        assert all(a.equal(b) for a, b in zip(again.tensors(), bank.tensors(), strict=True))
+        assert (again.index("eeg", 200), again.index("ecg", 500)) == (f, f + 1)
+        assert len(bank) == f + 1
+
+
+@pytest.mark.parametrize("fs_hz", [np.float64(204.85), np.float32(200), np.int16(200), 200.0, Fraction(200)])
+def test_rates_are_numbers_of_any_kind(fs_hz) -> None:
+    bank = FilterBank("none", np.float64(256.0))
+    assert bank.design(bank.index("eeg", fs_hz)).fs_hz == Fraction(repr(float(fs_hz)))
+
+
+@pytest.mark.parametrize("fs_hz", ["200", None, True, np.True_, 1j, float("nan"), -1, 0, 1e-300, 1e-9, 1e300, 1e9])
+def test_rates_that_are_none_are_refused(fs_hz) -> None:
+    with pytest.raises(SleepfmError, match=r"(the native rate is|a 'eeg' channel (has a rate )?of) .*Hz"):
+        FilterBank("none", 256).index("eeg", fs_hz)

@@ -14,7 +14,8 @@ import pytest
 
 from sleepfm_fast.edf import Segment
 from sleepfm_fast.scoring import labels
-from sleepfm_fast.scoring.labels import StageSpan, clip_labels, count_outside
+from sleepfm_fast.scoring.labels import clip_labels, count_outside
+from sleepfm_fast.scoring.stage_spans import StageSpan
 from sleepfm_fast.scoring.stages import STAGES, respiratory_event_of, stage_of
 from sleepfm_fast.scoring.timed_texts import Event, Scoring
 from sleepfm_fast.store.clip_writer import segment_of

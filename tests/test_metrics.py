@@ -12,6 +12,8 @@ import pytest
 from sklearn.metrics import accuracy_score, average_precision_score, cohen_kappa_score, f1_score, roc_auc_score
 
 from sleepfm_fast.evaluation import metrics
+from sleepfm_fast.evaluation.figures import evaluate
+from sleepfm_fast.evaluation.tasks import TASKS
 
 
 def case(seed, n, *, distinct=None, prevalence=0.3):
@@ -224,3 +226,36 @@ def test_intervals_leave_torch_the_threads_that_it_was_given():
         [sys.executable, "-c", THREADS], env=environment, cwd=root, capture_output=True, text=True, timeout=120
     )
     assert done.stdout.split() == ["1", "1"], done.stderr
+
+
+def test_an_interval_is_recomputed_as_documented():
+    """By docs/evaluation.md alone: the draws, the figure of clips that count as often, percentiles by hand."""
+    rng = np.random.default_rng(23)
+    whose = np.array([17, 4, 30, 8, 11], np.int32)  # numbered with gaps, as in a result where others have no test clip
+    subject = np.repeat(whose, [40, 15, 25, 30, 10])
+    label = rng.integers(0, 5, subject.size).astype(np.int8)
+    label[subject == 4] = 2  # resamples of this subject alone have no other class
+    score = (rng.standard_normal((subject.size, 5)) + np.eye(5)[label]).astype(np.float32)
+    found = evaluate(score, np.arange(5, dtype=np.int8), label, subject, TASKS["stage"], 400, 7, progress=False)
+
+    draws = np.random.default_rng(7).multinomial(5, [1 / 5] * 5, size=400)
+    areas, kappas = [], []
+    for drawn in draws:
+        clips = np.concatenate(
+            [np.repeat(np.flatnonzero(subject == s), n) for s, n in zip(sorted(whose), drawn, strict=True)]
+        )
+        y, s = label[clips], score[clips]
+        if len(set(y.tolist())) == 5:
+            areas.append(np.mean([roc_auc_score(y == k, s[:, k]) for k in range(5)]))
+        if len(set(y.tolist())) > 1:
+            kappas.append(cohen_kappa_score(y, s.argmax(1)))
+
+    def percentile(values, share):
+        v = np.sort(values)
+        below = int(share * (len(v) - 1))
+        return v[below] + (share * (len(v) - 1) - below) * (v[min(below + 1, len(v) - 1)] - v[below])
+
+    for interval, values in ((found["macro"]["auroc"], areas), (found["cohen_kappa"], kappas)):
+        assert interval.n_resamples == len(values)
+        assert interval.low == pytest.approx(percentile(values, 0.025), abs=1e-12)
+        assert interval.high == pytest.approx(percentile(values, 0.975), abs=1e-12)

@@ -15,7 +15,7 @@ from sleepfm_fast.__main__ import COMMANDS
 from sleepfm_fast.cli.misplaced import Place, mistaken, reads, refuse_misplaced, writes
 from sleepfm_fast.cli.path_kinds import Kind, kind_of, likely_paths
 from sleepfm_fast.clips import ClipStore
-from sleepfm_fast.cohorts.cohort import find_recordings
+from sleepfm_fast.cohorts.recording_files import find_recordings
 from sleepfm_fast.embeddings import Embeddings
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.results import read_result, write_result

@@ -160,7 +160,7 @@ def test_a_run_with_modality_dropout_resumes_bit_for_bit(cohort_store, tmp_path,
 
 
 def test_a_store_of_two_modalities_cannot_lose_one(cohort_store, tmp_path, capsys, monkeypatch):
-    from sleepfm_fast.montage.montages import Montage
+    from sleepfm_fast.montage.slots import Montage
 
     def two(store, names):
         return Montage("two", tuple(m for m in store.montage.modalities if m.name != "ecg"))

@@ -2,6 +2,7 @@
 recomputation, other processes, export.
 """  # noqa: D205
 
+import copy
 import os
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from filter_batch import mixed_batch
 from test_encoder_evaluate import NETWORKS, network
 from test_mbconv import arguments as block_of
 from test_stem import arguments as stem_of
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 import sleepfm_fast
@@ -258,6 +261,61 @@ def test_an_exported_program_takes_batches_of_any_size():
     for size in SIZES:
         x = torch.randn(size)
         assert torch.equal(program.module()(x), Loss()(x))
+
+
+@pytest.mark.parametrize("trace", ["export", "make_fx", "fake"])
+def test_tracing_the_filter_leaves_no_trace_in_the_bank(trace):
+    """Tensors without values, which a trace computes with, must not be kept for later calls."""
+    batch = mixed_batch()
+    tensors = batch.tensors(5)
+    expected = batch.run(96, 5)
+    bank = copy.deepcopy(batch.bank)  # without tensors yet
+
+    raw, *others = tensors
+
+    def call(raw):
+        return ops.filter_resample(raw, *others, bank, 96)
+
+    if trace == "export":
+        program = torch.export.export(Call(call), (raw,))
+        assert torch.equal(program.module()(raw), expected)
+    elif trace == "make_fx":
+        make_fx(lambda *tensors: ops.filter_resample(*tensors, bank, 96), tracing_mode="fake")(*tensors)
+    else:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            assert isinstance(call(raw), FakeTensor)
+    assert [type(tensor) for tensor in bank.tensors()] == [torch.Tensor, torch.Tensor]
+    assert torch.equal(call(raw), expected)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_profiler_sees_the_op(size):
+    x = torch.randn(size)
+    expected = loss_and_gradients(x)
+    with torch.profiler.profile() as profile:
+        found = loss_and_gradients(x)
+    assert all_equal(found, expected)
+    seen = {event.key for event in profile.key_averages()}
+    names = {"contrastive_loss_forward_keeping", "contrastive_loss_backward_kept"}
+    assert {f"sleepfm_fast::{name}" for name in names} <= seen
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_another_instruction_set_in_backward_computes_anew(size, monkeypatch):
+    """Each has a layout of its own of what forward keeps."""
+    x = torch.randn(size)
+    sets = sleepfm_fast.build_info()["cpu_instruction_sets"]
+    gradients = []
+    for forward in sets:
+        for backward in sets:
+            leaf = x.clone().requires_grad_()
+            monkeypatch.setenv("SLEEPFM_CPU", forward)
+            loss = ops.contrastive_loss(leaf, TAU)[0]
+            monkeypatch.setenv("SLEEPFM_CPU", backward)
+            loss.backward()
+            gradients.append(leaf.grad)
+    for gradient in gradients:
+        assert torch.linalg.norm(gradient - gradients[0]) < 1e-6 * torch.linalg.norm(gradients[0])
 
 
 class Call(torch.nn.Module):

@@ -162,6 +162,95 @@ def test_times_that_count_from_zero_are_elapsed(tmp_path):
         assert "since the recording's start" in scoring.issues[0]
 
 
+def epochs_from(first_s, n=120, header="Time,Duration,Stage"):
+    """Epochs by a clock, N1 in the first one and N2 in the others, so that a shift is seen."""
+    times = ((first_s + 30 * i) % 86_400 for i in range(n))
+    rows = (f"{t // 3600:02}:{t // 60 % 60:02}:{t % 60:02},30,{'N2' if i else 'N1'}" for i, t in enumerate(times))
+    return "\n".join((header, *rows))
+
+
+@pytest.mark.parametrize(
+    ("header", "factor", "hint"),
+    [
+        ("onset,duration,stage", (1000, 1000), r"would fit milliseconds: .* Onset \(ms\) and Duration \(ms\)"),
+        ("onset,duration,stage", (1000, 1), r"would fit milliseconds: .* names, Onset \(ms\)\."),
+        ("onset,duration,stage", (1, 1000), r"stages last 8\.3 hours .* milliseconds: .* Duration \(ms\)"),
+        ("onset,stage", (1000, None), r"119 of the 120 times .* 60\.0 minutes\. .* would fit milliseconds"),
+        ("onset,stage", (256, None), r"would fit samples at 256 Hz"),
+        ("onset,stage", (10, None), r"would fit samples at 10 Hz"),
+        ("onset (min),stage", (1, None), r"correct them, or give seconds"),
+    ],
+)
+def test_stages_in_another_unit_are_refused(tmp_path, header, factor, hint):
+    def rows(*factors):
+        given = [[i * 30 * factors[0], *([30 * f] for f in factors[1:] if f)] for i in range(120)]
+        return [",".join(str(v[0] if isinstance(v, list) else v) for v in (*row, ["N2"])) for row in given]
+
+    path = write(tmp_path, "\n".join((header, *rows(*factor))))
+    with pytest.raises(ScoringError, match=hint):
+        read_scoring(path, start=datetime(2021, 3, 5, 22, 30), length_s=3600)
+    if "milliseconds" in hint:
+        names = header.split(",")
+        units = [*(f"{n} (ms)" if f == 1000 else n for n, f in zip(names, factor, strict=False) if f), "stage"]
+        path = write(tmp_path, "\n".join((",".join(units), *rows(*factor))))
+        scoring = read_scoring(path, start=datetime(2021, 3, 5, 22, 30), length_s=3600)
+        assert [event.onset_s for event in scoring.events] == [30 * i for i in range(120)]
+
+
+def test_clock_times_of_another_night_are_refused_and_those_of_a_longer_one_are_not(tmp_path):
+    path = write(tmp_path, epochs_from(23 * 3600, 960))
+    with pytest.raises(ScoringError, match="599 of the 960 times of its stages lie outside the recording"):
+        read_scoring(path, start=datetime(2021, 3, 5, 18, 0, 30), length_s=8 * 3600)
+    whole = read_scoring(path, start=datetime(2021, 3, 5, 22, 55), length_s=3600)
+    assert [event.onset_s for event in whole.events] == [300 + 30 * i for i in range(960)]
+    changes = "onset,stage\n" + "\n".join(
+        f"{at},{'N2' if at % 4 else 'W'}" for at in range(0, 28_000, 30) if at % 7 < 2
+    )
+    assert len(read_scoring(write(tmp_path, changes), length_s=3600).events) == 267
+
+
+@pytest.mark.parametrize("at", [(22, 30), (23, 5), (23, 20), (23, 45), (23, 58, 50), (0, 2), (0, 10), (0, 40)])
+def test_elapsed_times_beside_a_recording_that_starts_near_midnight(tmp_path, at):
+    start = datetime(2021, 3, 5, *at)
+    scoring = read_scoring(write(tmp_path, epochs_from(0)), start=start, length_s=3600)
+    assert [event.onset_s for event in scoring.events] == [30.0 * i for i in range(120)]
+    assert ["read as time since the recording's start" in issue for issue in scoring.issues] == [True]
+
+
+@pytest.mark.parametrize("at", [(23, 20), (23, 45), (0, 0), (0, 0, 20), (0, 2), (0, 40)])
+def test_clock_times_beside_a_recording_that_starts_near_midnight(tmp_path, at):
+    start = datetime(2021, 3, 5, *at)
+    first_s = (start - datetime(2021, 3, 5)).seconds
+    scoring = read_scoring(write(tmp_path, epochs_from(first_s)), start=start, length_s=3600)
+    assert [event.onset_s for event in scoring.events] == [30.0 * i for i in range(120)]
+
+
+@pytest.mark.parametrize(
+    ("at", "minutes", "how"),
+    [
+        ((23, 45), 90, "either way"),
+        ((23, 45), None, "either way"),
+        ((0, 0, 20), 60, "either way"),
+        ((23, 45), 30, "neither way"),
+        ((0, 10), 30, "neither way"),
+    ],
+)
+def test_times_near_midnight_that_may_be_both_are_refused(tmp_path, at, minutes, how):
+    path = write(tmp_path, epochs_from(0))
+    length_s = None if minutes is None else 60 * minutes
+    with pytest.raises(ScoringError, match=f"inside it {how}. Give them as seconds from the recording's start"):
+        read_scoring(path, start=datetime(2021, 3, 5, *at), length_s=length_s)
+
+
+def test_elapsed_times_that_begin_later_are_not_taken_for_clock_times(tmp_path):
+    """Scored from lights off on, 20 minutes into the recording: 00:20:00 to 05:59:30."""
+    path = write(tmp_path, epochs_from(1200, 680))
+    with pytest.raises(ScoringError, match=r"lie up to 1\.5 hours outside the recording.* they lie inside"):
+        read_scoring(path, start=datetime(2021, 3, 5, 22, 30), length_s=6 * 3600)
+    inside = read_scoring(path, start=datetime(2021, 3, 5, 22, 30), length_s=8 * 3600)
+    assert inside.events[0].onset_s == 6600
+
+
 def test_a_night_that_passes_midnight_is_not_elapsed_time(tmp_path):
     rows = "".join(f"{h:02}:{m:02}:00,30,N2\n" for h in (22, 23, 0, 1) for m in range(0, 60, 10))
     scoring = read_scoring(write(tmp_path, "onset,duration,stage\n" + rows), start=datetime(2020, 3, 1, 21, 50))

@@ -158,6 +158,28 @@ def test_transforms_are_refused_with_what_works(name, transform):
         assert found.isfinite().all()
 
 
+@pytest.mark.parametrize("transform", [name for name in TRANSFORMS if name != "forward_ad"])
+@pytest.mark.parametrize("name", list(functions()))
+def test_compiled_transforms_are_refused_too(name, transform):
+    """Dynamo differentiates no autograd.Function whose inputs require grad by a transform alone: zeros, in silence."""
+    torch._dynamo.reset()
+    function, x = functions()[name]
+    op = name.partition(",")[0]
+    compiled = torch.compile(lambda x: TRANSFORMS[transform](lambda x: function(ops, x), x), backend="eager")
+    with pytest.raises(NotImplementedError, match=rf"^{op} does not work inside the transforms"):
+        compiled(x)
+
+
+@pytest.mark.parametrize("name", list(functions()))
+def test_a_compiled_function_refuses_forward_derivatives(name):
+    torch._dynamo.reset()
+    function, x = functions()[name]
+    compiled = torch.compile(lambda x: function(ops, x), backend="eager")
+    op = name.partition(",")[0]
+    with pytest.raises(NotImplementedError, match=rf"^{op} has no forward-mode derivative"):
+        dual(compiled, x)
+
+
 def test_evaluation_blocks_refuse_transforms():
     case = Case(16, 16, 1, 40, B=2)
     with pytest.raises(NotImplementedError, match="mbconv_evaluate does not work inside the transforms"):

@@ -13,7 +13,7 @@
 
 #include <immintrin.h>
 
-#include "cpu/contrastive_product.h"
+#include "cpu/contrastive_simd.h"
 #include "cpu/tiles.h"
 
 namespace sleepfm::SLEEPFM_ISA {
@@ -26,7 +26,20 @@ constexpr Index STACK = DIGITS * TILE_BYTES;
 // Chunks whose products' sums fit 32 bits: three products of 128 x 128 an element.
 constexpr Index MOST_CHUNKS = (Index{1} << 31) / (3 * 128 * 128 * CHUNK) - 1;
 
-static_assert(PANEL == CHUNK, "a panel is a chunk of the gradients' summed index");
+// Samples of a panel of operands, [panel][dimension][sample of the panel], and of a tile's columns: a chunk of the
+// gradients' summed index.
+constexpr Index PANEL = CHUNK;
+// The same of sums of gradients, so that they are written in the order in which they lie.
+constexpr Index SUMS_PANEL = 2 * GROUP;
+constexpr Index DIMENSIONS = GROUP;  // dimensions are padded to a multiple of this
+
+// Samples on a side of a tile: half or a quarter of them. These products are faster than memory is for smaller tiles.
+inline Index block_length(Index n_samples) {
+    Index const whole = round_up(n_samples, PANEL);
+    Index const wanted = round_up(n_samples <= 512 ? (n_samples + 1) / 2 : (n_samples + 3) / 4, PANEL);
+    Index const block = most(n_samples <= 512 ? 128 : 256, least(wanted, 512));
+    return n_samples > 0 ? least(block, whole) : block;
+}
 
 using Lanes = IntVec<float>;
 
@@ -66,23 +79,27 @@ inline __m512i shifted_integer(Vec<float> x) {
     return _mm512_add_epi32(_mm512_cvtps_epi32(reinterpret_cast<__m512>(x)), _mm512_set1_epi32(0x808080));
 }
 
-// Takes the digits apart of four vectors of shifted integers, which become the four bytes of words: to[digit *
-// TILE_BYTES], a vector each.
-inline void store_digits(__m512i a, __m512i b, __m512i c, __m512i d, std::int8_t* to) {
+// Byte number BYTE, of the lowest 0, of the words of four vectors, as the four bytes of words.
+template <int BYTE>
+inline __m512i bytes_of_words(__m512i a, __m512i b, __m512i c, __m512i d) {
     constexpr __mmask64 ODD_BYTES = 0xAAAAAAAAAAAAAAAAU;
     constexpr __mmask32 ODD_HALVES = 0xAAAAAAAAU;
-    __m512i const even_ab = _mm512_mask_blend_epi8(ODD_BYTES, a, _mm512_slli_epi32(b, 8));  // a0 b0 a2 b2
-    __m512i const even_cd = _mm512_mask_blend_epi8(ODD_BYTES, c, _mm512_slli_epi32(d, 8));
-    __m512i const odd_ab = _mm512_mask_blend_epi8(ODD_BYTES, _mm512_srli_epi32(a, 8), b);  // a1 b1
-    __m512i const odd_cd = _mm512_mask_blend_epi8(ODD_BYTES, _mm512_srli_epi32(c, 8), d);
-    __m512i const flip = _mm512_set1_epi8(-128);
-    auto const store_word = [&](int digit, __m512i ab, __m512i cd) {
-        _mm512_store_si512(to + digit * TILE_BYTES,
-                           _mm512_xor_si512(_mm512_mask_blend_epi16(ODD_HALVES, ab, cd), flip));
+    // a0 b0 a2 b2, or a1 b1 a3 b3
+    auto const alternate = [](__m512i v, __m512i w) {
+        return BYTE % 2 == 0 ? _mm512_mask_blend_epi8(ODD_BYTES, v, _mm512_slli_epi32(w, 8))
+                             : _mm512_mask_blend_epi8(ODD_BYTES, _mm512_srli_epi32(v, 8), w);
     };
-    store_word(0, _mm512_srli_epi32(even_ab, 16), even_cd);
-    store_word(1, odd_ab, _mm512_slli_epi32(odd_cd, 16));
-    store_word(2, even_ab, _mm512_slli_epi32(even_cd, 16));
+    __m512i const ab = alternate(a, b), cd = alternate(c, d);
+    return BYTE < 2 ? _mm512_mask_blend_epi16(ODD_HALVES, ab, _mm512_slli_epi32(cd, 16))
+                    : _mm512_mask_blend_epi16(ODD_HALVES, _mm512_srli_epi32(ab, 16), cd);
+}
+
+// Takes the digits apart of four vectors of shifted integers: to[digit * TILE_BYTES], a vector each.
+inline void store_digits(__m512i a, __m512i b, __m512i c, __m512i d, std::int8_t* to) {
+    __m512i const flip = _mm512_set1_epi8(-128);
+    _mm512_store_si512(to, _mm512_xor_si512(bytes_of_words<2>(a, b, c, d), flip));
+    _mm512_store_si512(to + TILE_BYTES, _mm512_xor_si512(bytes_of_words<1>(a, b, c, d), flip));
+    _mm512_store_si512(to + 2 * TILE_BYTES, _mm512_xor_si512(bytes_of_words<0>(a, b, c, d), flip));
 }
 
 // Turns every digit of a stack from one factor's form to the other's: words are transposed.
@@ -93,8 +110,7 @@ inline void turn_stack(std::int8_t const* from, std::int8_t* to) {
     }
 }
 
-// ---- products
-// --------------------------------------------------------------------------------------------------------
+// ---- products -------------------------------------------------------------------------------------------------------
 
 // The sums of one product of digits, for 16 rows and up to 32 columns.
 struct Levels {
@@ -269,10 +285,6 @@ inline void multiply_cosines(Index n_rows, Index n_columns, Index n_chunks, std:
     products.finish();
 }
 
-// Samples of a panel of sums of gradients, [panel][dimension][sample of the panel], so that they are written in the
-// order in which they lie.
-constexpr Index SUMS_PANEL = 2 * GROUP;
-
 // out(c, d) = sum over samples of g(c) a(d), or added to it: a block of samples as [group of dimensions][n_chunks]
 // stacks, and the digits of a tile's gradients; see make_column_digits.
 inline void multiply_gradients(Index n_columns, Index n_dim, Index n_chunks, std::int8_t const* a,
@@ -327,8 +339,6 @@ inline void make_digits(float const* panel, Index n_dim, PanelDigits const& to) 
 // A block of samples, from digits made for cosines, [group of samples][n_chunks] stacks, to those for gradients,
 // [group of dimensions][n_panels] stacks. first_factor: the form that the digits have.
 inline void turn_block(Index n_panels, Index n_dim, std::int8_t const* from, bool first_factor, std::int8_t* to) {
-    constexpr __mmask64 ODD_BYTES = 0xAAAAAAAAAAAAAAAAU;
-    constexpr __mmask32 ODD_HALVES = 0xAAAAAAAAU;
     constexpr Index GROUPS = PANEL / GROUP;
     Index const n_chunks = (n_dim + CHUNK - 1) / CHUNK;
     alignas(64) std::int8_t turned[GROUPS][STACK];
@@ -348,20 +358,13 @@ inline void turn_block(Index n_panels, Index n_dim, std::int8_t const* from, boo
                 Index const digit = i / n_quads, quad = i % n_quads, at = digit * TILE_BYTES + quad * 64;
                 __m512i const a = _mm512_load_si512(stack[0] + at), b = _mm512_load_si512(stack[1] + at);
                 __m512i const c = _mm512_load_si512(stack[2] + at), d = _mm512_load_si512(stack[3] + at);
-                __m512i const even_ab = _mm512_mask_blend_epi8(ODD_BYTES, a, _mm512_slli_epi32(b, 8));
-                __m512i const even_cd = _mm512_mask_blend_epi8(ODD_BYTES, c, _mm512_slli_epi32(d, 8));
-                __m512i const odd_ab = _mm512_mask_blend_epi8(ODD_BYTES, _mm512_srli_epi32(a, 8), b);
-                __m512i const odd_cd = _mm512_mask_blend_epi8(ODD_BYTES, _mm512_srli_epi32(c, 8), d);
                 Index const k = chunk * CHUNK + 4 * quad;
                 std::int8_t* const out =
                     to + (k / GROUP * n_panels + panel) * STACK + digit * TILE_BYTES + k % GROUP * 64;
-                _mm512_store_si512(out, _mm512_mask_blend_epi16(ODD_HALVES, even_ab, _mm512_slli_epi32(even_cd, 16)));
-                _mm512_store_si512(out + 64,
-                                   _mm512_mask_blend_epi16(ODD_HALVES, odd_ab, _mm512_slli_epi32(odd_cd, 16)));
-                _mm512_store_si512(out + 128,
-                                   _mm512_mask_blend_epi16(ODD_HALVES, _mm512_srli_epi32(even_ab, 16), even_cd));
-                _mm512_store_si512(out + 192,
-                                   _mm512_mask_blend_epi16(ODD_HALVES, _mm512_srli_epi32(odd_ab, 16), odd_cd));
+                _mm512_store_si512(out, bytes_of_words<0>(a, b, c, d));
+                _mm512_store_si512(out + 64, bytes_of_words<1>(a, b, c, d));
+                _mm512_store_si512(out + 128, bytes_of_words<2>(a, b, c, d));
+                _mm512_store_si512(out + 192, bytes_of_words<3>(a, b, c, d));
             }
         }
     }

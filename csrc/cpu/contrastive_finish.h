@@ -2,12 +2,11 @@
 // to that of x.
 #pragma once
 
-#include "cpu/contrastive_backward_work.h"
+#include "cpu/contrastive_prepare.h"
 
 namespace sleepfm::SLEEPFM_ISA {
 
-#if defined(SLEEPFM_TILES)
-// The unit rows of WIDTH samples from r on, anew in the thread's memory.
+// The unit rows of WIDTH samples from r on, anew, for operands that keep none.
 template <typename T, typename Element>
 inline void restore_units(ContrastiveInput const& in, Shape const& shape, Operands<T> const& operands, Index r) {
     constexpr Index width = WIDTH<T>;
@@ -17,13 +16,46 @@ inline void restore_units(ContrastiveInput const& in, Shape const& shape, Operan
         for (Index l = 0; l < width; ++l) {
             x[l] = norm[l] == 0.0 ? nullptr : row_of<Element>(in, m, r + l);
         }
-        pack_units<T, Element>(x, norm, shape, operands.unit + m * shape.unit_stride + shape.place_of_unit(r));
+        pack_units<T, Element>(
+            x, norm, shape, operands.unit + m * Operands<T>::unit_stride(shape) + Operands<T>::place_of_unit(shape, r));
     }
 }
-#endif
 
-// Adds each modality's part of the other modalities' means (and, on tiles, the own pairs' part) to the gradients of e,
-// de, of WIDTH samples from r on, and sums <e, de>. modalities: shape.M, known so that all lie in registers.
+// The sum of the values of all modalities but m.
+template <typename T, int modalities>
+inline Vec<T> over_others(Vec<T> const (&values)[modalities], int m) {
+    Vec<T> sum{};
+    for (int other = 0; other < modalities; ++other) {
+        if (other != m) {
+            sum += values[other];
+        }
+    }
+    return sum;
+}
+
+// Adds the own pairs' part of the gradients of e, de, and of o, of WIDTH samples from r on, in one dimension. share:
+// 1 / (number of other modalities).
+template <typename T, int modalities>
+inline void add_own_pairs(Shape const& shape, BackwardWork<T> const& work, Index r, Vec<T> share,
+                          Vec<T> const (&e)[modalities], Vec<T> (&de)[modalities], Vec<T> (&of_mean)[modalities]) {
+    T const* pull = work.pull + r;
+    for (int row = 0; row < modalities; ++row) {
+        if (!shape.pairwise) {
+            de[row] += load<T>(pull) * (share * over_others<T>(e, row));
+            of_mean[row] += load<T>(pull) * e[row];
+            pull += shape.n_padded;
+            continue;
+        }
+        for (int column = row + 1; column < modalities; ++column, pull += shape.n_padded) {
+            de[row] += load<T>(pull) * e[column];
+            de[column] += load<T>(pull) * e[row];
+        }
+    }
+}
+
+// Adds each modality's part of the other modalities' means (and the own pairs' part, if it is apart) to the gradients
+// of e, de, of WIDTH samples from r on, and sums <e, de>. modalities: shape.M, known so that all lie in registers.
+// Where a modality is absent its gradients are zero: its rows and columns do not count.
 template <typename T, int modalities>
 inline void add_gradients_of_means(Shape const& shape, BackwardWork<T> const& work, Index r,
                                    double (*along)[WIDTH<T>]) {
@@ -34,49 +66,26 @@ inline void add_gradients_of_means(Shape const& shape, BackwardWork<T> const& wo
         share_of[l] = n_others > 0 ? T{1} / static_cast<T>(n_others) : T{0};
     }
     Vec<T> const share = load<T>(share_of);
-    T const* const unit = work.operands.unit + shape.place_of_unit(r);
+    T const* const unit = work.operands.unit + Operands<T>::place_of_unit(shape, r);
+    Index const unit_stride = Operands<T>::unit_stride(shape);
     T* const d_row = work.d_row + shape.place_of_sums(r);
+    T const* const d_column = work.d_column + shape.place_of_sums(r);
     Vec<T> along_of_piece[modalities] = {};  // over 16 dimensions in T; these are summed in double
-    // Where a modality is absent its gradients are zero: its rows and columns do not count.
-    auto const over_others = [](Vec<T> const(&values)[modalities], int m) {
-        Vec<T> sum{};
-        for (int other = 0; other < modalities; ++other) {
-            if (other != m) {
-                sum += values[other];
-            }
-        }
-        return sum;
-    };
     for (Index k = 0; k < shape.D; ++k) {
         Vec<T> e[modalities], de[modalities], of_mean[modalities];
         for (int m = 0; m < modalities; ++m) {
-            e[m] = load<T>(unit + m * shape.unit_stride + k * PANEL);
+            e[m] = load<T>(unit + m * unit_stride + k * PANEL);
             de[m] = load<T>(d_row + m * shape.matrix + k * SUMS_PANEL);
+            of_mean[m] = shape.pairwise ? Vec<T>{} : load<T>(d_column + m * shape.matrix + k * SUMS_PANEL);
+        }
+        if constexpr (GradientProducts<T>::OWN_PAIRS_APART) {
+            add_own_pairs<T>(shape, work, r, share, e, de, of_mean);
         }
         if (!shape.pairwise) {
             for (int m = 0; m < modalities; ++m) {
-                of_mean[m] = load<T>(work.d_column + m * shape.matrix + shape.place_of_sums(r) + k * SUMS_PANEL);
-#if defined(SLEEPFM_TILES)
-                Vec<T> const pull = load<T>(work.pull + m * shape.n_padded + r);
-                de[m] += pull * (share * over_others(e, m));
-                of_mean[m] += pull * e[m];
-#endif
-            }
-            for (int m = 0; m < modalities; ++m) {
-                de[m] += share * over_others(of_mean, m);
+                de[m] += share * over_others<T>(of_mean, m);
             }
         }
-#if defined(SLEEPFM_TILES)
-        if (shape.pairwise) {
-            T const* pull = work.pull + r;
-            for (int row = 0; row < modalities; ++row) {
-                for (int column = row + 1; column < modalities; ++column, pull += shape.n_padded) {
-                    de[row] += load<T>(pull) * e[column];
-                    de[column] += load<T>(pull) * e[row];
-                }
-            }
-        }
-#endif
         for (int m = 0; m < modalities; ++m) {
             store<T>(d_row + m * shape.matrix + k * SUMS_PANEL, de[m]);
             along_of_piece[m] += e[m] * de[m];
@@ -119,9 +128,9 @@ inline void finish_gradients(ContrastiveBackward const& call, Shape const& shape
     if (!any) {
         return;
     }
-#if defined(SLEEPFM_TILES)
-    restore_units<T, Element>(in, shape, work.operands, r);
-#endif
+    if constexpr (!Operands<T>::KEEPS_UNITS) {
+        restore_units<T, Element>(in, shape, work.operands, r);
+    }
     double along[MAX_MODALITIES][width] = {};
     switch (shape.M) {
         case 2: add_gradients_of_means<T, 2>(shape, work, r, along); break;
@@ -136,7 +145,8 @@ inline void finish_gradients(ContrastiveBackward const& call, Shape const& shape
         if (!any_of[m]) {
             continue;
         }
-        T const* const e = work.operands.unit + m * shape.unit_stride + shape.place_of_unit(r);
+        T const* const e =
+            work.operands.unit + m * Operands<T>::unit_stride(shape) + Operands<T>::place_of_unit(shape, r);
         T const* const de = work.d_row + m * shape.matrix + shape.place_of_sums(r);
         alignas(64) T projection_of[width];
         alignas(64) T inverse_of[width];
@@ -153,9 +163,9 @@ inline void finish_gradients(ContrastiveBackward const& call, Shape const& shape
             Index const n = least(shape.D - k, width);
             for (Index i = 0; i < n; ++i) {
                 Vec<T> dx = (load<T>(de + (k + i) * SUMS_PANEL) - load<T>(e + (k + i) * PANEL) * projection) * inverse;
-#if defined(SLEEPFM_TILES)
-                dx *= work.unscale;
-#endif
+                if constexpr (GradientProducts<T>::IS_SCALED) {
+                    dx *= work.products.unscale;
+                }
                 store<T>(square + i * width, dx);
             }
             transpose<T>(square, width, turned, width);

@@ -15,31 +15,6 @@ namespace sleepfm::SLEEPFM_ISA {
 // which way ties go.
 enum class Place { below, diagonal, above };
 
-template <typename T>
-struct ForwardWork {
-    Operands<T> operands;
-    T* diagonal;  // [P, n_padded] cosine of the own pair
-    T* largest;   // [P, 2, n_padded] largest cosine of the other pairs so far, by row and by column
-    double* sum;  // [P, 2, n_padded] sum of their exponentials so far; in the end the loss
-    T* tiles;     // [n_threads, tile_size] a tile of cosines for each thread; none where cosines are kept
-    T* edges;     // [n_threads, 4, block] sums along the edges of a tile: see gather_statistics
-    Index workspace_bytes, kept_bytes;
-
-    ForwardWork() = default;  // the joint pass cuts its own memory
-    ForwardWork(Memory memory, Shape const& shape) : operands(memory.operands<T>(shape)) {
-        Carver& carver = memory.workspace;
-        Index const samples = shape.P * shape.n_padded;
-        diagonal = carver.take<T>(samples);
-        largest = carver.take<T>(2 * samples);
-        sum = carver.take<double>(2 * samples);
-        tiles = carver.take<T>(memory.has_kept ? 0 : memory.n_threads * tile_size(shape));
-        edges = carver.take<T>(memory.n_threads * 4 * shape.block);
-        workspace_bytes = carver.used();
-        kept_bytes = memory.kept.used();
-    }
-    static Index tile_size(Shape const& shape) { return shape.block * round_up(shape.block, PANEL); }
-};
-
 // Goes through a tile once: maxima and counts and, with fixed_maximum, sums of exponentials. Of two equal cosines, the
 // one whose sample has the lower number is ahead. Rows' results go to the tile's edges or are added to the work at
 // once; columns' are in column_max, column_sum and column_count, [block] each.
@@ -52,7 +27,7 @@ inline void scan_tile(Shape const& shape, ForwardWork<T> const& work, Index p, T
     double* const sum_of_rows = work.sum + 2 * p * shape.n_padded;
     if constexpr (place == Place::diagonal) {
         for (Index r = 0; r < at.n_rows; ++r) {
-            T* const own = tile + (r / PANEL * at.n_rows + r) * PANEL + r % PANEL;
+            T* const own = tile + at.place(r, r);
             diagonal[at.r0 + r] = bias[at.r0 + r] == T{0} ? *own : T{0};
             *own = static_cast<T>(EXCLUDED);
         }
@@ -76,8 +51,7 @@ inline void scan_tile(Shape const& shape, ForwardWork<T> const& work, Index p, T
         Vec<T> sum{};
         IntVec<T> count{};
         for (Index c = 0; c < at.n_columns; c += width) {
-            Vec<T> const x =
-                load<T>(tile + (c / PANEL * at.n_rows + r) * PANEL + c % PANEL) + load<T>(bias + at.c0 + c);
+            Vec<T> const x = load<T>(tile + at.place(r, c)) + load<T>(bias + at.c0 + c);
             largest = x > largest ? x : largest;
             Vec<T> const so_far = load<T>(column_max + c);
             store<T>(column_max + c, x > so_far ? x : so_far);
@@ -155,8 +129,7 @@ inline void sum_tile(Shape const& shape, ForwardWork<T> const& work, Index p, Ti
             raise_maximum<T>(largest_of_rows[row], sum_of_rows[row], row_max[r], static_cast<double>(s));
         Vec<T> sum{};
         for (Index c = 0; c < at.n_columns; c += width) {
-            Vec<T> const x =
-                load<T>(tile + (c / PANEL * at.n_rows + r) * PANEL + c % PANEL) + load<T>(bias + at.c0 + c);
+            Vec<T> const x = load<T>(tile + at.place(r, c)) + load<T>(bias + at.c0 + c);
             sum += exponential(s * (x - reference));
             T* const place_of_sum = column_sum + c;
             store<T>(place_of_sum, load<T>(place_of_sum) + exponential(s * (x - load<T>(column_max + c))));
@@ -308,14 +281,15 @@ inline void sum_losses(ContrastiveForward const& call, Shape const& shape, Forwa
 template <typename T>
 void forward(ContrastiveForward const& call) {
     ContrastiveInput const& in = call.input;
-    Shape const shape(in.n_modalities, in.n_samples, in.n_dim, in.pairwise);
-    ForwardWork<T> const work(Memory(in), shape);
+    Shape const shape(in);
+    Memory memory(in, Pass::forward);
+    ForwardWork<T> const work(memory, shape);
     T const s = exponent_scale<T>(scale_of<T>(in));
     [[maybe_unused]] int const n_threads = useful_threads(shape.P * shape.N * shape.N * shape.D, in.n_threads);
     Index const N = shape.N;
     SLEEPFM_OMP(omp parallel num_threads(n_threads)) {
         prepare<T>(in, shape, work.operands, [&](Index r) { start_sample<T>(call, shape, work, r); });
-        T* const own_tile = work.tiles + thread_number() * ForwardWork<T>::tile_size(shape);
+        T* const own_tile = work.tiles + thread_number() * shape.tile_size();
         T* const edges = work.edges + thread_number() * 4 * shape.block;
         for (Index step = 0; step < shape.n_blocks; ++step) {
             SLEEPFM_OMP(omp for schedule(dynamic, 1))
@@ -324,7 +298,7 @@ void forward(ContrastiveForward const& call) {
                 Tile const at(shape, in, task % shape.n_blocks, step);
                 if (at.rows_count || at.columns_count) {
                     T* const tile = in.kept == nullptr ? own_tile : at.kept(shape, work.operands.cosines, p);
-                    at.multiply<T>(shape, work.operands, p, tile);
+                    work.operands.multiply(shape, p, at, tile);
                     gather_statistics<T>(shape, work, p, at, s, tile, edges, call.ranks);
                 }
             }

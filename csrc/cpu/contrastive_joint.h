@@ -18,7 +18,7 @@ namespace sleepfm::SLEEPFM_ISA {
 
 // The shape with one tile for each problem, whatever N is.
 inline Shape whole_shape(ContrastiveInput const& in) {
-    Shape shape(in.n_modalities, in.n_samples, in.n_dim, in.pairwise);
+    Shape shape(in);
     shape.block = shape.n_padded;
     shape.n_blocks = 1;
     return shape;
@@ -58,27 +58,18 @@ struct JointWork {
         is_short = carver.take<bool>(n_all);
         projection = carver.take<T>(n_all);
         cosines = carver.take<T>(n_all * n_all);
-        tiles = carver.take<T>(shape.P * tile_size(shape));
-        turned = carver.take<T>(shape.P * tile_size(shape));
+        tiles = carver.take<T>(shape.P * shape.tile_size());
+        turned = carver.take<T>(shape.P * shape.tile_size());
         state = carver.take<double>(shape.P * CONTRASTIVE_STATE_ROWS * shape.N);
         forward = {};
-        forward.operands = {};
         forward.operands.bias = carver.take<T>(samples);
-        forward.diagonal = carver.take<T>(samples);
-        forward.largest = carver.take<T>(2 * samples);
-        forward.sum = carver.take<double>(2 * samples);
+        forward.take_statistics(carver, shape);
         forward.edges = carver.take<T>(4 * samples);
         backward = {};
         backward.operands = forward.operands;
-        backward.diagonal = carver.take<T>(samples);
-        backward.reference = carver.take<T>(2 * samples);
-        backward.weight = carver.take<T>(2 * samples);
-        backward.counted = carver.take<T>(shape.n_padded);
-        backward.pull = carver.take<T>(samples);
-        backward.slope = carver.take<double>(samples);
+        backward.take_weights(carver, shape);
         bytes = carver.used();
     }
-    static Index tile_size(Shape const& shape) { return ForwardWork<T>::tile_size(shape); }
     T* row(Shape const& shape, Index m, Index r) const { return unit + (m * shape.n_padded + r) * stride; }
     T* cosines_of(Shape const& shape, Index i, Index r, Index j) const {
         return cosines + (i * shape.n_padded + r) * n_all + j * shape.n_padded;
@@ -161,7 +152,7 @@ inline void solve_problem(ContrastiveJoint const& call, ContrastiveForward const
     ContrastiveInput const& in = results.input;
     Tile const at(shape, in, 0, 0);
     Index const i = shape.row_of[p];
-    T* const tile = work.tiles + p * JointWork<T>::tile_size(shape);
+    T* const tile = work.tiles + p * shape.tile_size();
     for (Index r = 0; r < shape.N; ++r) {
         for (Index c = 0; c < shape.n_padded; c += width) {
             Vec<T> x{};
@@ -175,7 +166,7 @@ inline void solve_problem(ContrastiveJoint const& call, ContrastiveForward const
                 }
                 x *= load<T>(work.share + c);
             }
-            store<T>(tile + (c / PANEL * at.n_rows + r) * PANEL + c % PANEL, x);
+            store<T>(tile + at.place(r, c), x);
         }
     }
     gather_statistics<T>(shape, work.forward, p, at, s, tile, work.forward.edges + p * 4 * shape.block, results.ranks);
@@ -189,14 +180,14 @@ inline void solve_problem(ContrastiveJoint const& call, ContrastiveForward const
         load_state<T>(in, results.state, shape, work.backward, static_cast<double>(s), factor, p, r);
     }
     differentiate_any_tile<T>(shape, work.backward, p, at, s, tile, tile);
-    transpose_tile<T>(at.n_rows, at.n_columns, tile, work.turned + p * JointWork<T>::tile_size(shape));
+    transpose_tile<T>(at.n_rows, at.n_columns, tile, work.turned + p * shape.tile_size());
 }
 
 // Row r of modality i: from the problems' dS to W, in place of G, and to <e, de> and the projection.
 template <typename T>
 inline void weigh_row(Shape const& shape, JointWork<T> const& work, Index i, Index r) {
     constexpr Index width = WIDTH<T>;
-    Index const size = JointWork<T>::tile_size(shape);
+    Index const size = shape.tile_size();
     Vec<T> const share = splat<T>(work.share[r]);
     double along = 0.0;
     for (Index j = 0; j < shape.M; ++j) {
@@ -211,7 +202,7 @@ inline void weigh_row(Shape const& shape, JointWork<T> const& work, Index i, Ind
         T* const cosines = work.cosines_of(shape, i, r, j);
         Vec<T> sum{};
         for (Index c = 0; c < shape.n_padded; c += width) {
-            Index const at = (c / PANEL * shape.n_padded + r) * PANEL + c % PANEL;
+            Index const at = place_in_tile(shape.n_padded, r, c);
             Vec<T> weight;
             if (shape.pairwise) {
                 weight = load<T>((i < j ? own : theirs) + at);
@@ -321,13 +312,7 @@ inline void run_joint(ContrastiveJoint const& call) {
     }
     sum_losses<T>(results, shape, work.forward);
     if (call.gradient_log_temperature != nullptr) {
-        double slope = 0.0;
-        for (Index p = 0; p < shape.P; ++p) {
-            for (Index r = 0; r < shape.N; ++r) {
-                slope += work.backward.slope[p * shape.n_padded + r];
-            }
-        }
-        *static_cast<T*>(call.gradient_log_temperature) = static_cast<T>(slope) * outside;
+        *static_cast<T*>(call.gradient_log_temperature) = static_cast<T>(work.backward.total_slope(shape)) * outside;
     }
 }
 

@@ -20,15 +20,17 @@ constexpr int COLUMN_VECTORS = 3;
 // Samples of a panel: COLUMN_VECTORS vectors of float32 (a multiple for float64 and for narrow vectors), and a multiple
 // of ROWS. What the micro-kernel reads as vectors is then one run of memory; 128 dimensions of it, or the 192 rows of a
 // tile, stay in the first cache.
-#if defined(SLEEPFM_TILES)
-constexpr Index PANEL = 64;  // what a tile of bytes sums over: contrastive_digits.h
-#else
 constexpr Index PANEL = SLEEPFM_VECTOR_BYTES == 64 ? 48 : 24;
-#endif
-
-#if !defined(SLEEPFM_TILES)
 constexpr Index SUMS_PANEL = PANEL;  // the same of the gradients
-#endif
+constexpr Index DIMENSIONS = ROWS;   // dimensions are padded to a multiple of this
+
+// Samples on a side of a tile: about eight blocks on a side, so that threads find work, but at most 192 samples in
+// each, so that a tile and its transpose stay in the second cache. 48 samples are whole panels of every instruction
+// set. Where all samples fit into one panel, blocks may be parts of it.
+inline Index block_length(Index n_samples) {
+    Index const block = round_up(n_samples, SAMPLES) <= PANEL ? SAMPLES : round_up((n_samples + 7) / 8, 48);
+    return least(block, 192);
+}
 
 // Where element (row m, step k) of the broadcast factor lies.
 enum class Left {
@@ -81,15 +83,6 @@ struct Accumulators {
         }
     }
 };
-
-// Prefetches n elements to the second cache. For operands too large for it: the hardware's own prefetching of the
-// strided reads comes too late.
-template <typename T>
-inline void fetch(T const* from, Index n) {
-    for (Index i = 0; i < n; i += static_cast<Index>(64 / sizeof(T))) {
-        __builtin_prefetch(from + i, 0, 2);
-    }
-}
 
 // D is summed in pieces of this length, whose sums are added up: a piece of a panel (12 or 24 KB of float32) stays in
 // the first cache, and the rounding error of long rows is little more than that of short ones.

@@ -4,6 +4,7 @@
 // sleepfm_fast/ranks.py computes the bounds. Counts are integers, so that threads may take tiles in any order.
 #pragma once
 
+#include "cpu/carver.h"
 #include "cpu/rank_operands.h"
 
 namespace sleepfm::SLEEPFM_ISA {

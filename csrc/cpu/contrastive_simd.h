@@ -39,6 +39,9 @@ using IntVec = typename Simd<T>::I;
 template <typename T>
 constexpr int WIDTH = Simd<T>::WIDTH;
 
+// Samples are padded to a multiple of this: of every vector's width, and of all blocks of registers.
+constexpr Index SAMPLES = 16;
+
 // load and store need pointers aligned to a vector; workspaces are, and their rows are padded.
 template <typename T>
 inline Vec<T> load(T const* p) {
@@ -55,6 +58,15 @@ inline Vec<T> splat(T value) {
         v[i] = value;
     }
     return v;
+}
+
+// Prefetches n elements to the second cache. For operands too large for it: the hardware's own prefetching of the
+// strided reads comes too late.
+template <typename T>
+inline void fetch(T const* from, Index n) {
+    for (Index i = 0; i < n; i += static_cast<Index>(64 / sizeof(T))) {
+        __builtin_prefetch(from + i, 0, 2);
+    }
 }
 
 // The lanes' sum, in a fixed binary tree.

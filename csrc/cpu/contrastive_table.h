@@ -10,16 +10,6 @@
 
 namespace sleepfm::SLEEPFM_ISA {
 
-template <typename T>
-inline ContrastiveBytes bytes_of(Shape const& shape, bool backward, bool kept, int n_threads) {
-    if (backward) {
-        BackwardWork<T> const work(Memory(kept, n_threads), shape);
-        return {work.workspace_bytes, work.kept_bytes};
-    }
-    ForwardWork<T> const work(Memory(kept, n_threads), shape);
-    return {work.workspace_bytes, work.kept_bytes};
-}
-
 inline ContrastiveBytes bytes(std::int64_t M, std::int64_t N, std::int64_t D, bool pairwise, bool is_double,
                               bool backward, bool kept, int n_threads) {
     Shape const shape(M, N, D, pairwise);

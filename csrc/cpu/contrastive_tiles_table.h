@@ -22,13 +22,7 @@ inline ContrastiveBytes bytes(std::int64_t M, std::int64_t N, std::int64_t D, bo
     if (is_double) {
         return kernels_without_tiles().bytes(M, N, D, pairwise, is_double, backward, kept, n_threads);
     }
-    Shape const shape(M, N, D, pairwise);
-    if (backward) {
-        BackwardWork<float> const work(Memory(kept, n_threads), shape);
-        return {work.workspace_bytes, work.kept_bytes};
-    }
-    ForwardWork<float> const work(Memory(kept, n_threads), shape);
-    return {work.workspace_bytes, work.kept_bytes};
+    return bytes_of<float>(Shape(M, N, D, pairwise), backward, kept, n_threads);
 }
 
 ContrastiveKernels contrastive_kernels() {

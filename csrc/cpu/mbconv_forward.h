@@ -71,39 +71,60 @@ inline void depthwise(Taps const& x, Index n, float const* taps, float bias, Wid
     store(sums.squares, squares_a + squares_b);
 }
 
+// The steps, each called by all threads of the team, who share its work. Those that end without a barrier say so.
 template <typename Factor>
-inline void forward(MBConvForward const& call) {
+struct Forward {
     using Wide = WideOf<Factor>;
+    MBConvForward const& call;
     MBConvShape const& s = call.shape;
     MBConvWeights const& w = call.weights;
-    MBConvWorkspace<Factor> const work(s, false);
+    MBConvWorkspace<Factor> const work{s, false};
+    Dropout const dropout{call.residual};
     Index const B = s.n_clips, T = s.n_samples, S = samples_out(s), width = s.width, n_in = s.n_in;
+    Index const groups = n_groups(s), per_group = clips_per_group(s), ld_in = odd_vectors(n_in);
+    Index const tile = forward_tile(s), ldx = odd_vectors(tile * s.stride);
+    Index const columns = panel_width(s);
     double* const mean0 = call.statistics;
     double* const variance0 = mean0 + width;
     double* const mean1 = variance0 + width;
     double* const variance1 = mean1 + width;
     double* const input_mean = call.moments;
     double* const covariance = input_mean + n_in;
-    Index const groups = n_groups(s), per_group = clips_per_group(s), ld_in = odd_vectors(n_in);
-    Index const tile = forward_tile(s), ldx = odd_vectors(tile * s.stride);
-    Index const columns = panel_width(s);
-    Dropout const dropout(call.residual);
+    double* const clip_means = work.sums;                  // [B, 2, width] mean of c2 and sum of squares around it
     double* const input_sums = work.sums + 2 * B * width;  // [B, n_in]
     Index const ldm = moments_width(n_in), n_moments = round_up(n_in, ROWS) * ldm;
     double* const half = work.moments + groups * n_moments;  // [n_in, ld_in]: see quadratic_forms
     double* const padded_mean = half + n_in * ld_in;         // [ld_in] the input's mean, zero beyond n_in
-    SLEEPFM_OMP(omp parallel num_threads(s.n_threads)) {
-        Tiles const tiles;
-        float* const scratch = work.thread + thread_number() * work.per_thread;
-        auto* const lanes = reinterpret_cast<PivotSums*>(scratch);                  // [width]
-        float* const pivots = scratch + (2 * LANES + 2) * width;                    // [width]
-        auto* const carry = reinterpret_cast<Carry*>(scratch + 2 * LANES * width);  // [width]
-        float* const narrow = scratch + round_up((2 * LANES + 3) * width, 16);
-        float* const rows = narrow + n_in * ldx;  // [TALL, ...]
-        float* const products_of_input = rows + TALL * (ldx + 4 * LANES);
-        auto* const x_panel = reinterpret_cast<Factor*>(narrow);           // n_in factors, ldx
-        auto* const panel = reinterpret_cast<Factor*>(products_of_input);  // width factors
 
+    // A thread's scratch. From `narrow` on the steps use it in turns.
+    struct Scratch {
+        PivotSums* lanes;  // [width]
+        Carry* carry;      // [width]
+        float* pivots;     // [width]
+        Factor* x_panel;   // n_in factors, ldx
+        float* rows;       // [TALL, ldx + 4 LANES]
+        float* products;   // of the input: see add_moments
+        double* wide;      // [4, ld_in] rows of w1
+        Factor* panel;     // width factors
+    };
+
+    Scratch scratch() const {
+        float* const base = work.thread + thread_number() * work.per_thread;
+        float* const narrow = base + round_up((2 * LANES + 3) * width, 16);
+        Scratch t;
+        t.lanes = reinterpret_cast<PivotSums*>(base);
+        t.carry = reinterpret_cast<Carry*>(base + 2 * LANES * width);
+        t.pivots = base + (2 * LANES + 2) * width;
+        t.x_panel = reinterpret_cast<Factor*>(narrow);
+        t.rows = narrow + n_in * ldx;
+        t.products = t.rows + TALL * (ldx + 4 * LANES);
+        t.wide = reinterpret_cast<double*>(t.products);
+        t.panel = reinterpret_cast<Factor*>(t.products);
+        return t;
+    }
+
+    // Without a barrier.
+    void pack_weights() const {
         SLEEPFM_OMP(omp for schedule(static) nowait)
         for (Index block = 0; block < (width + ROWS - 1) / ROWS; ++block) {
             pack_block(w.w1, width, n_in, block, work.expand);
@@ -112,6 +133,9 @@ inline void forward(MBConvForward const& call) {
         for (Index block = 0; block < (s.n_out + ROWS - 1) / ROWS; ++block) {
             pack_block(w.w3, s.n_out, width, block, work.project);
         }
+    }
+
+    void find_input_mean() const {
         SLEEPFM_OMP(omp for schedule(static))
         for (Index b = 0; b < B; ++b) {
             for (Index k = 0; k < n_in; ++k) {
@@ -130,12 +154,16 @@ inline void forward(MBConvForward const& call) {
                 work.centre[k] = static_cast<float>(input_mean[k]);
             }
         }
+    }
+
+    // The sums of products of the centred input, of groups of clips and then of all.
+    void find_covariance(Scratch const& t) const {
         SLEEPFM_OMP(omp for schedule(static))
         for (Index group = 0; group < groups; ++group) {
             double* const products = work.moments + group * n_moments;
             memset(products, 0, static_cast<std::size_t>(n_moments) * sizeof(double));
             for (Index b = group * per_group; b < least((group + 1) * per_group, B); ++b) {
-                add_moments<Factor>(s, call.x + b * n_in * T, work.centre, products_of_input, products);
+                add_moments<Factor>(s, call.x + b * n_in * T, work.centre, t.products, products);
             }
         }
         SLEEPFM_OMP(omp for schedule(static))
@@ -153,9 +181,12 @@ inline void forward(MBConvForward const& call) {
             }
             to[i] *= 0.5;
         }
+    }
+
+    // The first batch norm, whose input is c1 = w1 x + b1: mean w1 mean(x) + b1, variance w1 C w1 / (B T).
+    void find_first_norm(Scratch const& t) const {
         SLEEPFM_OMP(omp for schedule(static))
         for (Index block = 0; block < (width + 3) / 4; ++block) {
-            auto* const wide = reinterpret_cast<double*>(products_of_input);  // [4, ld_in]
             Index const n_rows = least(width - 4 * block, 4);
             for (Index r = 0; r < 4; ++r) {
                 Index const row = 4 * block + r;
@@ -166,7 +197,7 @@ inline void forward(MBConvForward const& call) {
                     memcpy(halves, &v, sizeof halves);
                     for (Index i = 0; i < 2; ++i) {
                         Doubles const of_row = __builtin_convertvector(halves[i], Doubles);
-                        store_wide(wide + r * ld_in + k + i * WIDE_LANES, of_row);
+                        store_wide(t.wide + r * ld_in + k + i * WIDE_LANES, of_row);
                         means += of_row * load_wide(padded_mean + k + i * WIDE_LANES);
                     }
                 }
@@ -175,7 +206,7 @@ inline void forward(MBConvForward const& call) {
                 }
             }
             double forms[4];
-            quadratic_forms(n_rows, n_in, half, ld_in, wide, forms);
+            quadratic_forms(n_rows, n_in, half, ld_in, t.wide, forms);
             for (Index r = 0; r < n_rows; ++r) {
                 // In this form NaN stays NaN.
                 variance0[4 * block + r] = forms[r] < 0.0 ? 0.0 : forms[r] / static_cast<double>(B * T);
@@ -183,85 +214,122 @@ inline void forward(MBConvForward const& call) {
         }
         SLEEPFM_OMP(omp single)
         affine(s, mean0, variance0, w.gamma0, w.beta0, call.eps, work.scale0, work.shift0);
+    }
 
-        SLEEPFM_OMP(omp for schedule(static))
-        for (Index b = 0; b < B; ++b) {
-            Wide* const c1 = call.c1 == nullptr ? nullptr : static_cast<Wide*>(call.c1) + b * width * T;
-            Wide* const c2 = static_cast<Wide*>(call.c2) + b * width * S;
-            Index done = 0;
-            for (Index from = 0; from < S; from += tile) {
-                Columns const at(s, from, tile);
-                Strips const strips(at.count);
-                fill_columns(at, strips, call.x + b * n_in * T, T, n_in, work.centre, rows, x_panel);
-                expand_tile<1>(
-                    s, at, strips, work.expand, x_panel, carry, rows,
-                    [=, scale0 = work.scale0, beta0 = w.beta0](Index c, Index t, auto& vectors) {
-                        constexpr int C = static_cast<int>(sizeof(vectors) / sizeof(Vector));
-                        if (c1 != nullptr) {
-                            keep_columns(at, c1 + c * T, S, t, vectors);
-                        } else {
-#pragma GCC unroll 3
-                            for (int k = 0; k < C; ++k) {
-                                vectors[k] = as_kept<Wide>(vectors[k]);
-                            }
-                        }
-                        float const scale = scale0[c], shift = beta0[c];
+    // Clip b's c1, if it is kept, and c2 with its statistics. c1 is of the centred input, without b1 and mean0, which
+    // the batch norm subtracts.
+    void expand(Scratch const& t, Index b) const {
+        Wide* const c1 = call.c1 == nullptr ? nullptr : static_cast<Wide*>(call.c1) + b * width * T;
+        Wide* const c2 = static_cast<Wide*>(call.c2) + b * width * S;
+        // What the innermost functions read, as values: members are read again after every store.
+        Index const n_channels = width, n_out_samples = S;
+        float const *const wd = w.wd, *const bd = w.bd;
+        float* const pivots = t.pivots;
+        PivotSums* const lanes = t.lanes;
+        Index done = 0;
+        for (Index from = 0; from < S; from += tile) {
+            Columns const at(s, from, tile);
+            Strips const strips(at.count);
+            fill_columns(at, strips, call.x + b * n_in * T, T, n_in, work.centre, t.rows, t.x_panel);
+            expand_tile<1>(
+                s, at, strips, work.expand, t.x_panel, t.carry, t.rows,
+                [at, c1, S = S, T = T, scale0 = work.scale0, beta0 = w.beta0](Index c, Index column, auto& vectors) {
+                    constexpr int C = static_cast<int>(sizeof(vectors) / sizeof(Vector));
+                    if (c1 != nullptr) {
+                        keep_columns(at, c1 + c * T, S, column, vectors);
+                    } else {
 #pragma GCC unroll 3
                         for (int k = 0; k < C; ++k) {
-                            vectors[k] = relu6(vectors[k] * scale + shift);
+                            vectors[k] = as_kept<Wide>(vectors[k]);
                         }
-                    },
-                    [&](Index c, Index n, Taps const* taps) {
-                        if (c + TALL < width) {
-                            prefetch_to_write(c2 + (c + TALL) * S + done, n);
-                        }
-                        depthwise(taps[0], n, w.wd + 3 * c, w.bd[c], c2 + c * S + done, from == 0, pivots[c], lanes[c]);
-                    });
-                done = expand_end(at, S);
-            }
-            for (Index c = 0; c < width; ++c) {
-                double const step = total(load(lanes[c].sum)) / static_cast<double>(S);
-                work.sums[(b * 2) * width + c] = static_cast<double>(pivots[c]) + step;
-                work.sums[(b * 2 + 1) * width + c] =
-                    total(load(lanes[c].squares)) - step * step * static_cast<double>(S);
-            }
+                    }
+                    float const scale = scale0[c], shift = beta0[c];
+#pragma GCC unroll 3
+                    for (int k = 0; k < C; ++k) {
+                        vectors[k] = relu6(vectors[k] * scale + shift);
+                    }
+                },
+                [&](Index c, Index n, Taps const* taps) {
+                    if (c + TALL < n_channels) {
+                        prefetch_to_write(c2 + (c + TALL) * n_out_samples + done, n);
+                    }
+                    depthwise(taps[0], n, wd + 3 * c, bd[c], c2 + c * n_out_samples + done, from == 0, pivots[c],
+                              lanes[c]);
+                });
+            done = expand_end(at, S);
         }
+        for (Index c = 0; c < width; ++c) {
+            double const step = total(load(t.lanes[c].sum)) / static_cast<double>(S);
+            clip_means[(b * 2) * width + c] = static_cast<double>(t.pivots[c]) + step;
+            clip_means[(b * 2 + 1) * width + c] =
+                total(load(t.lanes[c].squares)) - step * step * static_cast<double>(S);
+        }
+    }
+
+    // The second batch norm, from the clips' means and the sums of squares around them.
+    void find_second_norm() const {
         SLEEPFM_OMP(omp for schedule(static))
         for (Index c = 0; c < width; ++c) {
             double mean = 0.0, squares = 0.0;
             for (Index b = 0; b < B; ++b) {
-                mean += work.sums[(b * 2) * width + c];
+                mean += clip_means[(b * 2) * width + c];
             }
             mean /= static_cast<double>(B);
             for (Index b = 0; b < B; ++b) {
-                double const d = work.sums[(b * 2) * width + c] - mean;
-                squares += work.sums[(b * 2 + 1) * width + c] + d * d * static_cast<double>(S);
+                double const d = clip_means[(b * 2) * width + c] - mean;
+                squares += clip_means[(b * 2 + 1) * width + c] + d * d * static_cast<double>(S);
             }
             mean1[c] = mean;
             variance1[c] = squares < 0.0 ? 0.0 : squares / static_cast<double>(B * S);
         }
         SLEEPFM_OMP(omp single)
         affine(s, mean1, variance1, w.gamma1, w.beta1, call.eps, work.scale1, work.shift1);
+    }
 
-        SLEEPFM_OMP(omp for schedule(static))
-        for (Index b = 0; b < B; ++b) {
-            Wide const* const c2 = static_cast<Wide const*>(call.c2) + b * width * S;
-            float* const y = call.y + b * s.n_out * S;
-            for (Index t0 = 0; t0 < S; t0 += columns) {
-                Strips const strips(least(S - t0, columns));
-                fill_panel(strips, width, panel, [&](Index k, Index t, Index n) {
-                    Wide const* const from = c2 + k * S + t0 + t;
-                    __builtin_prefetch(from + 2 * S);
-                    return relu6(load_first(from, n) * work.scale1[k] + work.shift1[k]);
-                });
-                product_rows(strips, s.n_out, width, work.project, panel,
-                             [&](Index o, Index t, auto const& vectors, Index n) {
-                                 finish_rows(call.residual, dropout, b * s.n_out + o, w.b3[o], t0 + t, vectors, n,
-                                             call.x + (b * s.n_out + o) * S, y + o * S);
-                             });
+    // Clip b's y from its c2.
+    void project(Scratch const& t, Index b) const {
+        Wide const* const c2 = static_cast<Wide const*>(call.c2) + b * width * S;
+        float* const y = call.y + b * s.n_out * S;
+        float const *const scale = work.scale1, *const shift = work.shift1;
+        for (Index t0 = 0; t0 < S; t0 += columns) {
+            Strips const strips(least(S - t0, columns));
+            fill_panel(strips, width, t.panel, [=, S = S](Index k, Index at, Index n) {
+                Wide const* const from = c2 + k * S + t0 + at;
+                __builtin_prefetch(from + 2 * S);
+                return relu6(load_first(from, n) * scale[k] + shift[k]);
+            });
+            product_rows(strips, s.n_out, width, work.project, t.panel,
+                         [&](Index o, Index at, auto const& vectors, Index n) {
+                             finish_rows(call.residual, dropout, b * s.n_out + o, w.b3[o], t0 + at, vectors, n,
+                                         call.x + (b * s.n_out + o) * S, y + o * S);
+                         });
+        }
+    }
+
+    void run() const {
+        SLEEPFM_OMP(omp parallel num_threads(s.n_threads)) {
+            Tiles const tiles;
+            Scratch const t = scratch();
+            pack_weights();
+            find_input_mean();
+            find_covariance(t);
+            find_first_norm(t);
+            SLEEPFM_OMP(omp for schedule(static))
+            for (Index b = 0; b < B; ++b) {
+                expand(t, b);
+            }
+            find_second_norm();
+            SLEEPFM_OMP(omp for schedule(static))
+            for (Index b = 0; b < B; ++b) {
+                project(t, b);
             }
         }
     }
+};
+
+template <typename Factor>
+inline void forward(MBConvForward const& call) {
+    Forward<Factor>{call}.run();
 }
 
 }  // namespace

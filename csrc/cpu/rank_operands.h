@@ -5,7 +5,8 @@
 #include <cmath>
 #include <cstring>
 
-#include "cpu/contrastive_prepare.h"
+#include "cpu/contrastive_simd.h"
+#include "cpu/threads.h"
 #include "params.h"
 #if defined(SLEEPFM_TILES)
 #include "cpu/rank_tiles.h"
@@ -14,22 +15,6 @@
 #endif
 
 namespace sleepfm::SLEEPFM_ISA {
-
-constexpr Index RANK_CHUNK = 256;  // dimensions of one sample that are quantised at a time, on the stack
-
-// q = the integers nearest to (x - mean) factor / 2. Halves are subtracted, since the difference of two finite numbers
-// may overflow. Not inlined, so that measure_row and pack_integers get the same integers: inlined, the compiler might
-// contract the arithmetic to multiply-adds in one place and not in the other.
-__attribute__((noinline)) inline void quantise(float const* x, float const* mean, float factor, Index n,
-                                               std::int16_t* q) {
-    constexpr float round_to_integer = 12582912.0F;  // 1.5 * 2^23: adding it leaves the integer in the low bits
-    for (Index k = 0; k < n; ++k) {
-        float const shifted = (0.5F * x[k] - 0.5F * mean[k]) * factor + round_to_integer;
-        std::int32_t bits;
-        std::memcpy(&bits, &shifted, sizeof bits);
-        q[k] = static_cast<std::int16_t>(bits);
-    }
-}
 
 // The factor for a centred vector of this length and largest element: twice the number of steps in a unit. It keeps the
 // elements of q within 0x7F7F, the largest number of two digits of radix 256 from -128 to 127 (rank_tiles.h), and the
@@ -110,62 +95,5 @@ inline void measure_rows(RankRows const& call) {
         measure_row(call, r);
     }
 }
-
-#if defined(SLEEPFM_TILES)
-
-// Writes `width` samples from `first` on, whole groups, quantised: columns are the second factors of products. Zero
-// beyond the last sample and the last dimension.
-inline void pack_integers(RankOperand const& operand, Index n_dim, Index first, Index width, bool columns,
-                          std::int32_t* panel) {
-    std::int16_t q[RANK_CHUNK];
-    Index const n_pairs = rank_pairs(n_dim);
-    for (Index group = 0; group < width; group += RANK_ROWS) {
-        std::int32_t* const to = panel + group * n_pairs;
-        for (Index s = 0; s < RANK_ROWS; ++s) {
-            Index const sample = first + group + s;
-            std::memset(q, 0, sizeof q);
-            for (Index k = 0; k < 2 * n_pairs; k += RANK_CHUNK) {
-                Index const n = least(n_dim - k, RANK_CHUNK);
-                if (sample < operand.n) {
-                    quantise(operand.x + sample * n_dim + k, operand.mean + k, operand.factor[sample], n, q);
-                    std::memset(q + n, 0, static_cast<std::size_t>(RANK_CHUNK - n) * sizeof q[0]);
-                }
-                for (Index i = 0; i < RANK_CHUNK && k + i < 2 * n_pairs; i += 64) {
-                    place_digits(q + i, s, to + (k + i) / 64 * RANK_CHUNK_WORDS);
-                }
-            }
-        }
-        for (Index k = 0; columns && k < n_pairs; k += RANK_CHUNK_PAIRS) {
-            turn_digits(to + k / RANK_CHUNK_PAIRS * RANK_CHUNK_WORDS);
-        }
-    }
-}
-
-#else
-
-// Writes the panel of `width` samples from `first` on, quantised, [pair of dimensions][sample]; zero beyond the last
-// sample and the last dimension.
-inline void pack_integers(RankOperand const& operand, Index n_dim, Index first, Index width, bool /*columns*/,
-                          std::int32_t* panel) {
-    std::int16_t q[RANK_CHUNK];
-    for (Index s = 0; s < width; ++s) {
-        bool const real = first + s < operand.n;
-        std::memset(q, 0, sizeof q);
-        for (Index k = 0; k < n_dim; k += RANK_CHUNK) {
-            Index const n = least(n_dim - k, RANK_CHUNK);
-            if (real) {
-                quantise(operand.x + (first + s) * n_dim + k, operand.mean + k, operand.factor[first + s], n, q);
-            }
-            if (n % 2 != 0) {
-                q[n] = 0;  // n < RANK_CHUNK, which is even
-            }
-            for (Index pair = 0; 2 * pair < n; ++pair) {
-                std::memcpy(panel + (k / 2 + pair) * width + s, q + 2 * pair, sizeof(std::int32_t));
-            }
-        }
-    }
-}
-
-#endif
 
 }  // namespace sleepfm::SLEEPFM_ISA

@@ -7,6 +7,8 @@
 #pragma once
 
 #include "cpu/contrastive_simd.h"
+#include "cpu/rank_quantise.h"
+#include "params.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -156,5 +158,28 @@ struct RankProducts {
         }
     }
 };
+
+// Writes the panel of `width` samples from `first` on, quantised, [pair of dimensions][sample]; zero beyond the last
+// sample and the last dimension.
+inline void pack_integers(RankOperand const& operand, Index n_dim, Index first, Index width, bool /*columns*/,
+                          std::int32_t* panel) {
+    std::int16_t q[RANK_CHUNK];
+    for (Index s = 0; s < width; ++s) {
+        bool const real = first + s < operand.n;
+        std::memset(q, 0, sizeof q);
+        for (Index k = 0; k < n_dim; k += RANK_CHUNK) {
+            Index const n = least(n_dim - k, RANK_CHUNK);
+            if (real) {
+                quantise(operand.x + (first + s) * n_dim + k, operand.mean + k, operand.factor[first + s], n, q);
+            }
+            if (n % 2 != 0) {
+                q[n] = 0;  // n < RANK_CHUNK, which is even
+            }
+            for (Index pair = 0; 2 * pair < n; ++pair) {
+                std::memcpy(panel + (k / 2 + pair) * width + s, q + 2 * pair, sizeof(std::int32_t));
+            }
+        }
+    }
+}
 
 }  // namespace sleepfm::SLEEPFM_ISA

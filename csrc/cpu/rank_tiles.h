@@ -11,7 +11,9 @@
 #include <initializer_list>
 
 #include "cpu/contrastive_simd.h"
+#include "cpu/rank_quantise.h"
 #include "cpu/tiles.h"
+#include "params.h"
 
 namespace sleepfm::SLEEPFM_ISA {
 
@@ -174,5 +176,33 @@ class RankProducts {
     alignas(64) std::uint32_t sums_[2][3 * 256];
     Pending pending_;
 };
+
+// Writes `width` samples from `first` on, whole groups, quantised: columns are the second factors of products. Zero
+// beyond the last sample and the last dimension.
+inline void pack_integers(RankOperand const& operand, Index n_dim, Index first, Index width, bool columns,
+                          std::int32_t* panel) {
+    std::int16_t q[RANK_CHUNK];
+    Index const n_pairs = rank_pairs(n_dim);
+    for (Index group = 0; group < width; group += RANK_ROWS) {
+        std::int32_t* const to = panel + group * n_pairs;
+        for (Index s = 0; s < RANK_ROWS; ++s) {
+            Index const sample = first + group + s;
+            std::memset(q, 0, sizeof q);
+            for (Index k = 0; k < 2 * n_pairs; k += RANK_CHUNK) {
+                Index const n = least(n_dim - k, RANK_CHUNK);
+                if (sample < operand.n) {
+                    quantise(operand.x + sample * n_dim + k, operand.mean + k, operand.factor[sample], n, q);
+                    std::memset(q + n, 0, static_cast<std::size_t>(RANK_CHUNK - n) * sizeof q[0]);
+                }
+                for (Index i = 0; i < RANK_CHUNK && k + i < 2 * n_pairs; i += 64) {
+                    place_digits(q + i, s, to + (k + i) / 64 * RANK_CHUNK_WORDS);
+                }
+            }
+        }
+        for (Index k = 0; columns && k < n_pairs; k += RANK_CHUNK_PAIRS) {
+            turn_digits(to + k / RANK_CHUNK_PAIRS * RANK_CHUNK_WORDS);
+        }
+    }
+}
 
 }  // namespace sleepfm::SLEEPFM_ISA

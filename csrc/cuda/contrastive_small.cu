@@ -39,10 +39,19 @@ void launch_kernel(ContrastiveSmall const& p, int device, int n_multiprocessors,
                                                                    resident_blocks<tile>(device, n_multiprocessors));
     SLEEPFM_CHECK(launch.blocks >= 1, "contrastive_loss: device ", device, " runs no block of this kernel.");
     void* arguments[] = {const_cast<ContrastiveSmall*>(&p)};
-    dim3 const grid(static_cast<unsigned>(launch.blocks)), block(static_cast<unsigned>(contrastive_small_threads));
-    SLEEPFM_CUDA_CHECK(cudaLaunchCooperativeKernel(reinterpret_cast<void const*>(&cuda::contrastive_small_kernel<tile>),
-                                                   grid, block, arguments,
-                                                   static_cast<std::size_t>(launch.shared_bytes), stream));
+    dim3 const block(static_cast<unsigned>(contrastive_small_threads));
+    cudaError_t cooperative_launch = cudaSuccess;
+    launch_that_fits(launch.blocks, [&](std::int64_t blocks) {
+        cooperative_launch = cudaLaunchCooperativeKernel(
+            reinterpret_cast<void const*>(&cuda::contrastive_small_kernel<tile>), dim3(static_cast<unsigned>(blocks)),
+            block, arguments, static_cast<std::size_t>(launch.shared_bytes), stream);
+        if (cooperative_launch != cudaErrorCooperativeLaunchTooLarge) {
+            return true;
+        }
+        static_cast<void>(cudaGetLastError());
+        return false;
+    });
+    SLEEPFM_CUDA_CHECK(cooperative_launch);
 }
 
 }  // namespace

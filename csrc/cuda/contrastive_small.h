@@ -118,6 +118,18 @@ inline ContrastiveSmallLaunch contrastive_small_launch(ContrastiveInput const& p
     return {tile, blocks, contrastive_small_shared_bytes(tile)};
 }
 
+// Calls launch(blocks), and while it returns false, that these are too many at a time, again with half of them. Returns
+// the number that was launched, or 0 if not even one could be. The results do not depend on it. What instruments a
+// kernel, or gives the process a part of the device only, may leave room for fewer blocks than the runtime was asked
+// about.
+template <typename Launch>
+std::int64_t launch_that_fits(std::int64_t blocks, Launch launch) {
+    while (blocks > 0 && !launch(blocks)) {
+        blocks /= 2;
+    }
+    return blocks;
+}
+
 inline std::int64_t contrastive_small_workspace_bytes(ContrastiveInput p, bool gradient) {
     p.workspace = nullptr;
     ContrastiveSmallArrays arrays{};

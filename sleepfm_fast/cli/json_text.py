@@ -7,7 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["are", "from_json", "is_count", "is_encodable", "is_list", "is_object", "is_text", "read_object", "to_text"]
+__all__ = [
+    "are", "are_texts", "from_json", "is_count", "is_encodable", "is_list", "is_object", "is_text", "read_object",
+    "to_text",
+]  # fmt: skip
 
 
 def is_encodable(text: str, encoding: str) -> bool:
@@ -74,3 +77,8 @@ def is_object(value: Any) -> bool:
 def are(values: Any, is_kind: Callable[[Any], bool]) -> bool:
     """Whether a JSON value is a list, and each of its elements of a kind."""
     return is_list(values) and all(map(is_kind, values))
+
+
+def are_texts(value: Any) -> bool:
+    """Whether a JSON value is a list of texts."""
+    return are(value, is_text)

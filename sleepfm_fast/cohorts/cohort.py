@@ -1,4 +1,4 @@
-"""Which files a run of preprocess is about: found, named, and compared with what the store already has."""
+"""Which nights a run of preprocess makes: files named, and compared with what the store already has."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from typing import Any
 
 from sleepfm_fast.cli.bars import SLOW_S, progress_bar
 from sleepfm_fast.cli.json_text import read_object
-from sleepfm_fast.cli.misplaced import mistaken
-from sleepfm_fast.cli.path_kinds import RECORDINGS, Kind
 from sleepfm_fast.cohorts.corrections import Corrections
-from sleepfm_fast.cohorts.folders import files_under, name_fault
+from sleepfm_fast.cohorts.folders import name_fault
 from sleepfm_fast.cohorts.shards import Shard
 from sleepfm_fast.edf import Signal
 from sleepfm_fast.errors import SleepfmError
@@ -23,13 +21,12 @@ from sleepfm_fast.formats.edf_fields import BLOCK_BYTES, EdfError, Issues
 from sleepfm_fast.formats.edf_header import parse_header
 from sleepfm_fast.recordings import WFDB_SUFFIX, open_recording, wfdb_hint
 from sleepfm_fast.scoring.files import Namesakes, find_scorings, namesakes_of
-from sleepfm_fast.scoring.folder_owners import in_place
 from sleepfm_fast.scoring.timed_texts import ScoringError
 from sleepfm_fast.storage.atomic import write_json
 from sleepfm_fast.storage.columns import file_digest
 from sleepfm_fast.store.clip_writer import read_record
 
-__all__ = ["Header", "Plan", "find_recordings", "make_plan", "read_header", "with_digest"]
+__all__ = ["Header", "Plan", "make_plan", "read_header", "with_digest"]
 
 HEADERS_READ = Path("running") / "headers.json"
 """What the jobs of an array know of the files' headers, so that each header is read once and not once a job."""
@@ -43,81 +40,6 @@ class Header:
     signals: tuple[Signal, ...]
     empty: bool
     failure: str | None
-
-
-def find_recordings(paths: Sequence[Path]) -> tuple[list[Path], set[Path]]:
-    """Find the recordings among files and folders.
-
-    Parameters
-    ----------
-    paths : sequence of Path
-        Files, which are taken whatever their suffix, and folders, searched with their subfolders (links followed) for
-        ``.edf``, ``.bdf``, ``.rec`` and ``.hea`` in any case. Passed over are hidden files, ``*-Hypnogram.edf``, and a
-        ``.hea`` beside an EDF or BDF file of the same name: it gives that one's annotations their times.
-
-    Returns
-    -------
-    list of Path
-        Absolute, as :func:`in_place` gives them, sorted, each file once.
-    set of Path
-        Those that were named one by one.
-
-    Raises
-    ------
-    SleepfmError
-        When a path does not exist, or nothing is found.
-    """
-    found: set[Path] = set()
-    named: set[Path] = set()
-    for path in paths:
-        if path.is_dir():
-            # A link to nothing is a night that is missing, as of a data set whose content was not fetched: it fails.
-            found |= {in_place(p) for p in recordings_under(path) if may_be_file(p)}
-        elif path.is_file():
-            named.add(in_place(path))
-        elif path.exists():  # to read from a pipe may wait for ever
-            raise SleepfmError(f"{path} is a device or a pipe; give the file of a recording, or a folder.")
-        else:
-            raise SleepfmError(f"{path}: there is no such file or folder.")
-    if not found | named:
-        recordings = (Kind.RECORDINGS, Kind.RECORDING, Kind.COHORT)
-        given_instead = next(filter(None, (mistaken(path, *recordings) for path in paths)), "")
-        raise SleepfmError(
-            given_instead
-            or f"no recordings were found in {', '.join(map(str, paths))}; files ending in "
-            f"{', '.join(RECORDINGS)} (upper or lower case) are looked for, in all subfolders."
-        )
-    # One file under several names is one recording: under its own name where that is given, else under the first link.
-    kept: dict[str, Path] = {}
-    linked = {path for path in found | named if os.path.islink(path)}  # noqa: PTH114 - Path's raises in closed folders
-    for path in sorted(found | named, key=lambda p: (p not in named, p in linked, p)):
-        kept.setdefault(os.path.realpath(path), path)
-    return sorted(kept.values()), named & set(kept.values())
-
-
-def may_be_file(path: Path) -> bool:
-    """Whether a name found in a folder is a file, a link to nothing, or cannot be looked at, as its night will say."""
-    try:
-        return path.is_file() or is_dangling(path)
-    except OSError:
-        return True
-
-
-def is_dangling(path: Path) -> bool:
-    """Whether the path is a link to what does not exist."""
-    return path.is_symlink() and not os.path.exists(path)  # noqa: PTH110 - Path.exists raises where links go round
-
-
-def recordings_under(folder: Path) -> Iterable[Path]:
-    """Files in ``folder`` and below that may be recordings."""
-    for root, files in files_under(folder):
-        split = [os.path.splitext(file) for file in files]  # noqa: PTH122 - strings
-        found = [(stem, suffix) for stem, suffix in split if suffix.lower() in RECORDINGS]
-        named = {stem for stem, suffix in found if suffix.lower() != WFDB_SUFFIX}
-        for stem, suffix in found:
-            is_annotation = suffix.lower() == WFDB_SUFFIX and stem in named
-            if not is_annotation and not stem.lower().endswith("hypnogram"):
-                yield root / (stem + suffix)
 
 
 def read_header(path: Path) -> Header:

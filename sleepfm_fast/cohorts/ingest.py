@@ -29,7 +29,8 @@ from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.cohorts.attempts import note_unchanged, process
 from sleepfm_fast.cohorts.cohort import Header, Plan, make_plan, read_header
 from sleepfm_fast.cohorts.corrections import Corrections
-from sleepfm_fast.cohorts.manifest import Entry, Journal, merge_manifest
+from sleepfm_fast.cohorts.folders import path_text
+from sleepfm_fast.cohorts.manifest import LEFT_OUT, Entry, Journal, merge_manifest, read_manifest
 from sleepfm_fast.cohorts.night import STARTED, NightConfig, NightRow
 from sleepfm_fast.cohorts.nights_table import night_row, write_nights
 from sleepfm_fast.cohorts.participant_tables import ParticipantTables
@@ -40,7 +41,7 @@ from sleepfm_fast.cohorts.store_inputs import INPUTS, inputs_of, with_inputs
 from sleepfm_fast.cohorts.twins import Twin, twins_notice
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.execution.parallel import Engine, Progress, in_parallel
-from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.plurals import agreeing, counted, first_of
 from sleepfm_fast.scoring.files import namesakes_of
 from sleepfm_fast.storage.atomic import write_json
 from sleepfm_fast.storage.claims import Claim, beats
@@ -173,6 +174,7 @@ def ingest(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Out
 def settle(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Settled:
     """Choose the montage, make the plan, and write ``store.json`` where it must say something new."""
     existing = read_store_file(store) if (store / "store.json").exists() else None
+    refuse_forgotten_overrides(store, cohort.files, request.corrections)
     montage = settle_montage(request, store, existing)
     digest = None if montage is None else configuration_digest(montage, request.events_scored, request.meanings)
     plan, headers = make_plan(
@@ -223,6 +225,22 @@ def refuse_one_scoring(labels: Path | None, n_recordings: int) -> None:
         raise SleepfmError(
             f"--labels {labels} is one file, but {n_recordings} recordings were given; it cannot be the scoring "
             "of all. Give a folder of scorings, or one recording."
+        )
+
+
+def refuse_forgotten_overrides(store: Path, files: Sequence[Path], corrections: Corrections) -> None:
+    """Refuse to take in, for want of ``--overrides``, recordings that it left out before."""
+    if corrections.path is not None:
+        return
+    paths = {path_text(path): path for path in files}
+    before = [paths[row.path] for row in read_manifest(store) if row.status == LEFT_OUT and row.path in paths]
+    if before:
+        n = len(before)
+        raise SleepfmError(
+            f"{counted(n, 'recording')} ({first_of([path.name for path in before], 3)}) {agreeing(n, 'was', 'were')} "
+            f"left out of {store} by --overrides, which is not given now. Give the same --overrides again; or, to take "
+            f"{agreeing(n, 'it', 'them')} in, --overrides with a file that does not exclude "
+            f"{agreeing(n, 'it', 'them')} ({{}} excludes nothing)."
         )
 
 
@@ -385,5 +403,6 @@ def finish(store: Path, settled: Settled, lock: Claim) -> Indexed:
     sweep(store)
     shutil.rmtree(store / STARTED, ignore_errors=True)
     (store / "running" / "headers.json").unlink(missing_ok=True)
-    absent = [path for path in settled.plan.names if path not in settled.plan.mine and str(path) not in entries]
+    others = settled.plan.names.keys() - settled.plan.mine - set(settled.plan.left_out)
+    absent = [path for path in others if str(path) not in entries]
     return Indexed(totals, n_scored, n_silent, twins_notice(nights), tuple(filled), tuple(sorted(absent)))

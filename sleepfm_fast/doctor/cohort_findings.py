@@ -14,6 +14,7 @@ from sleepfm_fast.cohorts.silent_nights import REMEDY, is_scored, is_silent, sen
 from sleepfm_fast.doctor.findings import Finding, override
 from sleepfm_fast.doctor.measures import POTENTIALS, identical_samples
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.montage.channel_names import canonical
 from sleepfm_fast.plurals import agreeing, counted, first_of
 from sleepfm_fast.recordings import open_recording
 
@@ -36,8 +37,8 @@ def cohort_findings(nights: Sequence[NightReport], tables: ParticipantTables, *,
     action = f"{AASM}; or {ALIKE}" if auto else ALIKE
     return [
         *mixed_montages(nights), *silent(nights), *identical(nights, tables), *shared(nights, tables),
-        *one_person(nights, tables), *outlying(nights), *unused(nights), *without_eeg(nights, action),
-        *apart(nights, action)
+        *one_person(nights, tables), *outlying(nights), *against_one(nights, auto=auto), *unused(nights),
+        *without_eeg(nights, action), *apart(nights, action),
     ]  # fmt: skip
 
 
@@ -157,6 +158,8 @@ def outlying(nights: Sequence[NightReport]) -> Iterator[Finding]:
         middle = statistics.median(amplitude for _, _, amplitude in values)
         for night, label, amplitude in values:
             ratio = amplitude / middle
+            if any(f.code == "unit" and f.channel == label.strip() for f in night.findings):
+                continue  # the night's own finding names the unit that fits
             if not 1 / OUTLYING <= ratio <= OUTLYING:
                 yield Finding(
                     "warning", "outlier", (str(night.path),), label,
@@ -220,6 +223,22 @@ def apart(nights: Sequence[NightReport], action: str) -> Iterator[Finding]:
             f"their slots: {first_of(shown, GROUPS_SHOWN)}",
             action, {"groups": [len(m) for _, m in groups]},
         )  # fmt: skip
+
+
+def against_one(nights: Sequence[NightReport], *, auto: bool) -> Iterator[Finding]:
+    """Nights recorded against a common reference, so that the mastoids are signals of their own."""
+    found = [n for n in nights if auto and {"m1", "m2"} & {key for s in eeg_slots(n) for key in keys_of(s)}]
+    if found:
+        yield Finding(
+            "warning", "common_reference", tuple(str(n.path) for n in found), "",
+            f"{counted(len(found), 'night was', 'nights were')} recorded against a common reference, with the mastoids "
+            f"(A1, A2) as channels of their own, which would be taken for EEG: {named(found)}",
+            "--montage aasm derives C3-M2 and the like, and the bipolar chin and ECG", {"nights": len(found)},
+        )  # fmt: skip
+
+
+def keys_of(label: str) -> list[str]:
+    return [name.key for name in canonical(label)]
 
 
 def has_eeg(night: NightReport) -> bool:

@@ -16,7 +16,8 @@ from sleepfm_fast.edf import Recording, read_recording
 from sleepfm_fast.formats.edf_header import INCOMPLETE
 from sleepfm_fast.plurals import counted
 from sleepfm_fast.scoring.files import NOT_USED, SEEMS_TO_LIE
-from sleepfm_fast.scoring.labels import OVERLONG, StageSpan, stage_spans
+from sleepfm_fast.scoring.labels import OVERLONG
+from sleepfm_fast.scoring.stage_spans import StageSpan, stage_spans
 from sleepfm_fast.scoring.stages import EPOCH_S, NO_STAGE
 from sleepfm_fast.scoring.texts import asks_meaning
 

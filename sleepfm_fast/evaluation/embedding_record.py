@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sleepfm_fast.cli.json_text import are, is_count, is_list, is_object, is_text
+from sleepfm_fast.cli.json_text import are_texts, is_count, is_list, is_object, is_text
 
 __all__ = ["wrong_entry"]
 
 Check = Callable[[Any], bool]
-
-
-def are_texts(value: Any) -> bool:
-    return are(value, is_text)
 
 
 def are_recordings(value: Any) -> bool:
@@ -66,7 +62,7 @@ LATER: Mapping[str, Check] = {
 def wrong_entry(record: Mapping[str, Any]) -> str | None:
     """Find the first entry of ``embeddings.json`` that is missing or cannot be as it was written; None: there is none.
 
-    What the lists of ages and sexes hold is left to :func:`sleepfm_fast.embeddings.people_problem`.
+    What the lists of ages and sexes hold is left to :func:`sleepfm_fast.evaluation.embedding_format.people_problem`.
 
     Parameters
     ----------

@@ -21,18 +21,18 @@ import numpy.typing as npt
 
 from sleepfm_fast.cli.command import plain, say, to_json
 from sleepfm_fast.cli.json_text import read_object
-from sleepfm_fast.embeddings import (
+from sleepfm_fast.embeddings import Embeddings
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.evaluation.embedding_format import (
     COLUMNS,
     FEATURES_VERSION,
     FORMAT,
-    SPLITS,
     VERSION,
     Description,
-    Embeddings,
     range_problem,
 )
-from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.runs.splits import SPLITS
 from sleepfm_fast.storage.array_file import ArrayFile
 from sleepfm_fast.storage.atomic import remove_leftovers, synchronise, write_json
 from sleepfm_fast.storage.claims import claim_to_write

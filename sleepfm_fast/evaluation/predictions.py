@@ -28,6 +28,7 @@ from sleepfm_fast.cli.bars import progress_bar
 from sleepfm_fast.cli.command import plain, say, to_json
 from sleepfm_fast.cli.json_text import read_object
 from sleepfm_fast.evaluation.predicted_nights import night_columns, night_row
+from sleepfm_fast.formats.edf_header import MONTHS
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.scoring.stages import EPOCH_S
 from sleepfm_fast.storage.atomic import replace_folder, synchronise_below
@@ -321,6 +322,3 @@ def edf_annotations(start: datetime, spans: Spans) -> bytes:
     )
     header = "".join(text.ljust(width) for text, width in fields).encode("ascii")
     return header + b"".join(record.ljust(size, b"\0") for record in records)
-
-
-MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")

@@ -20,10 +20,9 @@ import numpy.typing as npt
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.filtering import fir
 
-__all__ = ["KINDS", "PRESETS", "FilterDesign", "design_filter", "padded"]
+__all__ = ["PRESETS", "FilterDesign", "design_filter", "padded"]
 
 PRESETS = ("seed", "clinical", "aasm", "none")
-KINDS = ("eeg", "eog", "emg", "ecg", "respiration", "snore", "step")
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -175,7 +174,7 @@ def design_filter(preset: str, kind: str, fs_hz: Fraction, fs_out_hz: Fraction, 
     Parameters
     ----------
     preset, kind
-        One of `PRESETS`, one of `KINDS`.
+        One of `PRESETS`, one of `montage.slots.KINDS`.
     fs_hz, fs_out_hz
         Native and output rate, Hz.
     notch_hz

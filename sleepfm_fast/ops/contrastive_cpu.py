@@ -7,6 +7,7 @@ instead of three.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -33,6 +34,8 @@ __all__ = [
 
 KEEP_AT_MOST_BYTES = 256 << 20  # with M = 3, D = 512 and float32, N up to 4,100
 
+INSTRUCTION_SETS = ("", "portable", "avx2", "avx512", "avx512_bf16", "amx")
+
 BYTE = torch.empty(0, dtype=torch.uint8, device="cpu")
 
 # The leading arguments of the compiled forward and backward, as in _C.pyi.
@@ -50,7 +53,7 @@ def kept_bytes(x: Tensor, mode: str) -> int:
     # Numbers, or three bytes each, as both factors of a product.
     operands = (M * max(item, 6) if mode == "pairwise" else 2 * M * item) * in_panels * dimensions
     tiles = P * samples * (in_panels + 192)
-    n_bytes = operands + (tiles + P * samples) * item + (M + 1) * samples * 8 + 6 * 64
+    n_bytes = operands + (tiles + P * samples) * item + (M + 1) * samples * 8 + 6 * 64 + 1  # written_by's
     return n_bytes if n_bytes <= KEEP_AT_MOST_BYTES else 0
 
 
@@ -68,8 +71,11 @@ def workspace_bytes(
 
 
 def is_direct(x: Tensor, *others: Tensor | None) -> bool:
-    """Whether the functions here may be called directly with these tensors, which are on one device."""
-    return x.device.type == "cpu" and is_plain(x, *others)
+    """Whether the functions here may be called directly with these tensors, which are on one device.
+
+    Not while torch's profiler runs, which lists what passes through the dispatcher.
+    """
+    return x.device.type == "cpu" and is_plain(x, *others) and not torch._C._autograd._profiler_enabled()
 
 
 def _arguments(
@@ -199,7 +205,14 @@ def forward_keeping(
         return contrastive_joint.forward_keeping(x, log_temperature, mask, mode, directions)
     kept = pages.empty(BYTE, (kept_bytes(x, mode),))
     results = _forward(x, log_temperature, mask, mode, directions, 0, x.shape[1], kept if kept.numel() else None)
+    kept[-1:] = written_by()
     return *results, kept
+
+
+def written_by() -> int:
+    """Return what tells one choice of ``SLEEPFM_CPU`` from another; each has a layout of its own of what is kept."""
+    chosen = os.environ.get("SLEEPFM_CPU", "")
+    return INSTRUCTION_SETS.index(chosen) if chosen in INSTRUCTION_SETS else 255
 
 
 def backward_kept(
@@ -224,7 +237,8 @@ def backward_kept(
     if kept.data_ptr() % 64 != 0:  # a hook on saved tensors has moved it, and the kernels need alignment
         kept = kept.clone()
     arguments = (gradient_loss, x, log_temperature, mask, n_valid, state, mode, directions, 0, x.shape[1])
-    return _backward(*arguments, kept if kept.numel() else None)
+    is_ours = kept.numel() > 0 and int(kept[-1]) == written_by()  # else backward makes it anew
+    return _backward(*arguments, kept if is_ours else None)
 
 
 LIBRARY.define(

@@ -142,7 +142,8 @@ def encoder_evaluate(x: Tensor, stem: Stem, blocks: Sequence[Block], *, precisio
     eps = [stem.norm.eps]
     for block in blocks:
         eps += [block.eps, block.after.eps if block.after else 0.0]
-    if x.device.type == "cpu" and is_plain(x, *tensors):  # all has been checked, and nothing watches the call
+    is_watched = torch._C._autograd._profiler_enabled()  # it lists what passes through the dispatcher
+    if x.device.type == "cpu" and is_plain(x, *tensors) and not is_watched:  # and all has been checked
         return _run(x, tensors, strides, kinds, eps, bf16)
     y: Tensor = torch.ops.sleepfm_fast.encoder_evaluate(x, tensors, strides, kinds, eps, bf16)
     return y

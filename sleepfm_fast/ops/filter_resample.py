@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from sleepfm_fast import _C
@@ -92,6 +93,7 @@ def filter_resample(
     """
     named = [("raw", raw), ("table", table), ("calibration", calibration)]
     refuse_no_tensors("filter_resample", named if out is None else [*named, ("out", out)])
+    _check_n_out(n_out)
     filters, taps = bank.tensors(raw.device)
     if out is None:
         result: torch.Tensor = torch.ops.sleepfm_fast.filter_resample(
@@ -104,6 +106,11 @@ def filter_resample(
         )
     torch.ops.sleepfm_fast.filter_resample_out(raw, table, calibration, filters, taps, normalise, out)
     return out
+
+
+def _check_n_out(n_out: int) -> None:
+    if isinstance(n_out, bool) or not isinstance(n_out, int | np.integer | torch.SymInt):
+        raise TypeError(f"filter_resample: n_out is {n_out!r}; expected an integer, the samples of a clip.")
 
 
 def _check(
@@ -168,6 +175,21 @@ def _check_out(raw: torch.Tensor, table: torch.Tensor, out: torch.Tensor) -> Non
         raise ValueError(f"filter_resample: out has strides {tuple(out.stride())}; expected a contiguous tensor.")
 
 
+def _bytes_of(tensor: torch.Tensor) -> tuple[int, int]:
+    """Return the addresses of a tensor's first byte and of the one behind its last; equal if it has none."""
+    steps = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    begin = tensor.data_ptr()
+    return begin, begin + ((steps + 1) * tensor.element_size() if tensor.numel() else 0)
+
+
+def _refuse_shared(out: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
+    begin, end = _bytes_of(out)
+    for name, tensor in inputs.items():
+        first, last = _bytes_of(tensor)
+        if first < end and begin < last:
+            raise ValueError(f"filter_resample: out shares memory with {name}; expected a tensor of its own.")
+
+
 def _run_into(
     raw: torch.Tensor,
     table: torch.Tensor,
@@ -180,6 +202,9 @@ def _run_into(
     _check_out(raw, table, out)
     n_clips, n_channels, n_out = out.shape
     _check(raw, table, calibration, filters, taps, n_out, out.dtype, normalise)
+    _refuse_shared(out, {"raw": raw, "table": table, "calibration": calibration, "filters": filters, "taps": taps})
+    if not out.is_inference():
+        torch.autograd.graph.increment_version(out)  # so that a backward that needs what out held is refused
     raw, table, calibration = raw.contiguous(), table.contiguous(), calibration.contiguous()
     filters, taps = filters.contiguous(), taps.contiguous()
     device, stream = -1, 0

@@ -73,13 +73,14 @@ def wants_gradient(arguments: Sequence[Any]) -> bool:
 
 def has_tangent(value: Tensor) -> bool:
     """Whether a tensor carries a derivative of torch.autograd.forward_ad."""
-    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None
+    if forward_ad._current_level < 0:
+        return False
+    # The tensors that torch.compile traces with have no derivatives of their own.
+    return torch.compiler.is_compiling() or forward_ad.unpack_dual(value).tangent is not None
 
 
 def is_transforming() -> bool:
     """Whether torch.func's transforms or forward-mode derivatives are under way, which the ops refuse."""
-    if torch.compiler.is_compiling():
-        return False
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
@@ -100,8 +101,6 @@ def refuse_transforms(function: str, *tensors: Tensor, twin: str | None = None) 
     NotImplementedError
         With a message that names ``twin``.
     """
-    if torch.compiler.is_compiling():
-        return
     twin = twin or f"sleepfm_fast.reference.{function}"
     if torch._C._are_functorch_transforms_active():
         raise NotImplementedError(

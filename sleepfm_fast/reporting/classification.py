@@ -18,7 +18,7 @@ from sleepfm_fast.reporting.page import Figure, Group, Missing, Section, table
 from sleepfm_fast.reporting.sources import MISSHAPEN, Run, over_nights
 from sleepfm_fast.reporting.strata import strata_figure
 from sleepfm_fast.reporting.wording import count, number_of, share, value_of, with_interval
-from sleepfm_fast.results import Result
+from sleepfm_fast.results import CLASSIFIERS, Result
 
 __all__ = ["TASK_TITLES", "task_section"]
 
@@ -29,7 +29,6 @@ TASK_TITLES = {
     "sex": "Sex",
 }
 OF_PERSON = tuple(name for name, task in TASKS.items() if task.of_person)
-CLASSIFIERS = ("probe", "supervise", "classify")  # commands whose results are a classifier's test
 SHOWN = 4  # results of a task that stand open; further ones are folded
 
 

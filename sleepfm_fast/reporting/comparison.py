@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from sleepfm_fast.evaluation.figures import FIGURES
 from sleepfm_fast.evaluation.interval_notice import interval_caution, rarest_caution
 from sleepfm_fast.reporting.markup import element, escape, percent
 from sleepfm_fast.reporting.page import Figure, table
@@ -13,8 +14,6 @@ from sleepfm_fast.reporting.wording import count, interval, value_of, with_inter
 from sleepfm_fast.results import Result
 
 __all__ = ["difference_figures", "overview", "retrieval_differences"]
-
-FIGURES = ("auroc", "auprc", "f1")
 
 
 def spread(figure: Any, chance: float | None = None) -> str:

@@ -12,9 +12,8 @@ from sleepfm_fast.cli.json_text import from_json, read_object
 from sleepfm_fast.cli.path_kinds import places_of
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.evaluation.embedding_record import wrong_entry
-from sleepfm_fast.results import FOLDER, Result, read_result
+from sleepfm_fast.results import FOLDER, Result, read_result, result_folders
 from sleepfm_fast.rundir import RunDirectory
-from sleepfm_fast.storage.atomic import TEMPORARY_SUFFIX
 from sleepfm_fast.storage.standing import digest_of_file
 
 if TYPE_CHECKING:
@@ -308,16 +307,14 @@ def read_rows(run: Run) -> list[dict[str, Any]]:
 
 def read_results(run: Run) -> list[Result]:
     """Read every result that can be read; the others become problems."""
-    folder = run.path / FOLDER
     results = []
-    for file in sorted(folder.rglob("result.json")) if folder.is_dir() else ():
-        if file.parent.suffix == TEMPORARY_SUFFIX:
-            continue  # what a killed writer left
+    for folder in result_folders(run.path):
         try:
-            result = read_result(file.parent)
+            result = read_result(folder)
             if not isinstance(result.record.get("command"), str) or not isinstance(result.record.get("arrays"), dict):
                 raise SleepfmError(
-                    f"{file} does not say which command wrote it, or what arrays it has; write it again."
+                    f"{folder / 'result.json'} does not say which command wrote it, or what arrays it has; write it "
+                    "again."
                 )
             results.append(result)
         except SleepfmError as error:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["MODALITIES", "Evaluation", "Run", "Source"]
+__all__ = ["Evaluation", "Run", "Source"]
 
-MODALITIES = ("respiratory", "brain", "ecg")
 Modality = Literal["all", "respiratory", "brain", "ecg"]
 Task = Literal["stage", "sdb", "age", "sex"]
 

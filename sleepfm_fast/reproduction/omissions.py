@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Iterable
 
 from sleepfm_fast.evaluation.tasks import TASKS
+from sleepfm_fast.montage.slots import MODALITIES
 from sleepfm_fast.plurals import counted
-from sleepfm_fast.reproduction.experiments import MODALITIES, Source
+from sleepfm_fast.reproduction.experiments import Source
 from sleepfm_fast.reproduction.facts import Facts
 from sleepfm_fast.reproduction.paper_tables import Cell, PaperTable
 

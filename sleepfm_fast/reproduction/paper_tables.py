@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from sleepfm_fast.montage.slots import MODALITIES
 from sleepfm_fast.plurals import counted
-from sleepfm_fast.reproduction.experiments import MODALITIES, Evaluation, Modality, Run, Source, Task
+from sleepfm_fast.reproduction.experiments import Evaluation, Modality, Run, Source, Task
+from sleepfm_fast.scoring.stages import STAGES
 
 __all__ = [
     "AGES",
@@ -38,7 +40,6 @@ LOO, PAIRWISE = Run("contrastive"), Run("contrastive", "pairwise")
 WITH_CHANCE = "macro_absent_at_chance"
 """Mean over all classes of the test clips, those never trained at chance, as few_shot writes it."""
 METHODS: dict[str, Run] = {"leave-one-out": LOO, "pairwise": PAIRWISE}
-STAGES = ("W", "N1", "N2", "N3", "R")
 AGES = ("0-18", "18-35", "35-50", "50+")
 
 

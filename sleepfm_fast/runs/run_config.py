@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.montage.montages import MODALITIES
+from sleepfm_fast.montage.slots import MODALITIES
 from sleepfm_fast.runs.splits import Split
 
 __all__ = ["damaged_entry", "refuse_damaged"]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
 from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.scoring.stages import EPOCH_S
 from sleepfm_fast.scoring.timed_texts import ScoringError
 
 __all__ = [
@@ -33,6 +34,9 @@ HALF_DAY_S = DAY_S / 2
 NO_DATE = date(1985, 1, 1)
 """Stands for a date that was left out, as EDF+ has it and as the NSRR and others anonymise: EDF is younger."""
 THIRTEEN_S = 13 * 3600.0
+STATE_KIND = (
+    "Give them as seconds from the recording's start (a column onset), or, if they are clock times, with their dates."
+)
 FAR_S = 3600.0
 """An annotation at most this far outside the recording may be a remark about it, and is no evidence about the clock."""
 
@@ -118,14 +122,19 @@ class Frame:
 
 
 def frame_of(
-    moments: Sequence[float | Clock], source: str, start: datetime | None, issues: list[str]
+    moments: Sequence[float | Clock],
+    source: str,
+    start: datetime | None,
+    issues: list[str],
+    duration_s: float | None = None,
 ) -> tuple[Frame, list[float]]:
     """Find out what a file's times are counted from, and return that with the times in seconds from the start.
 
     Raises
     ------
     ScoringError
-        When kinds are mixed, a date does not exist, or clock times are given without ``start``.
+        When kinds are mixed, a date does not exist, clock times are given without ``start``, or the times may be both
+        clock times and time elapsed within the recording's ``duration_s``.
     """
     clocks = [m for m in moments if isinstance(m, Clock)]
     if not clocks:
@@ -141,7 +150,7 @@ def frame_of(
             f"{source}: {len(dated)} of {len(clocks)} clock times {agreeing(len(dated), 'carries', 'carry')} a date; "
             "expected all or none."
         )
-    if not dated and is_elapsed(clocks, start):
+    if not dated and is_elapsed(clocks, source, start, duration_s):
         issues.append(f"{source}: its times begin at 00:00:00 and were read as time since the recording's start.")
         return Frame("elapsed", None), [clock.of_day_s for clock in clocks]
     if start is None:
@@ -227,19 +236,63 @@ def clock_text(of_day_s: float) -> str:
     return f"{minutes // 60:02}:{minutes % 60:02}:{seconds:02}"
 
 
-def is_elapsed(clocks: Sequence[Clock], start: datetime | None) -> bool:
+def is_elapsed(clocks: Sequence[Clock], source: str, start: datetime | None, duration_s: float | None) -> bool:
     """Whether times hh:mm:ss count from the recording's start: they begin at 00:00:00, and the recording does not.
 
-    Clock times of a night that passes midnight include 00:00:00 too, but begin before it.
+    Clock times of a night that passes midnight include 00:00:00 too, but begin before it. Where the recording itself
+    starts within an hour of midnight, the times are what lies within it.
+
+    Raises
+    ------
+    ScoringError
+        When the recording starts near midnight and the times would lie within it either way, or neither way; or when
+        clock times lie far outside the recording, and as time elapsed would lie within it.
     """
-    first_s = min(clock.of_day_s for clock in clocks)
-    start_s = None if start is None else of_day(start)
-    near_midnight = start_s is not None and min(start_s, DAY_S - start_s) < 3600
-    if first_s >= 60 or near_midnight or any(clock.half for clock in clocks):
+    if any(clock.half for clock in clocks):
         return False
-    if any(clock.of_day_s >= DAY_S for clock in clocks):
+    elapsed_s = [clock.of_day_s for clock in clocks]
+    first_s = min(elapsed_s)
+    if first_s < 60 and max(elapsed_s) >= DAY_S:
         return True
-    return clocks[0].of_day_s == first_s or not any(clock.of_day_s > LONGEST_S for clock in clocks)
+    begins = first_s < 60 and (elapsed_s[0] == first_s or max(elapsed_s) <= LONGEST_S)
+    if start is None:
+        return begins
+    start_s = of_day(start)
+    clock_s = [Frame("of day", start).seconds(clock) for clock in clocks]
+    ends_s = math.inf if duration_s is None else duration_s
+    if not begins:
+        if duration_s is not None and lies_within(elapsed_s, ends_s, 0) and not lies_within(clock_s, ends_s, FAR_S):
+            raise ScoringError(
+                f"{source}: as clock times, its times ({clock_text(first_s)} to {clock_text(max(elapsed_s))}) lie up "
+                f"to {farthest_s(clock_s, ends_s) / 3600:.1f} hours outside the recording, which starts at "
+                f"{clock_text(start_s)} and lasts {ends_s / 3600:.1f} hours; as time since its start they lie inside. "
+                + STATE_KIND
+            )
+        return False
+    if min(start_s, DAY_S - start_s) >= FAR_S:
+        return True
+    if abs(min(clock_s)) < 1:  # headers state whole seconds
+        return False
+    as_elapsed, as_clock = (lies_within(times, ends_s, EPOCH_S) for times in (elapsed_s, clock_s))
+    if as_elapsed == as_clock:
+        how = "either way" if as_clock else "neither way"
+        length = "an unknown time" if duration_s is None else f"{duration_s / 60:.1f} minutes"
+        raise ScoringError(
+            f"{source}: its times begin at {clock_text(first_s)} and the recording at {clock_text(start_s)}, so they "
+            "may be clock times or time since the recording's start; the recording lasts "
+            f"{length}, and they lie inside it {how}. {STATE_KIND}"
+        )
+    return as_elapsed
+
+
+def lies_within(times_s: Sequence[float], ends_s: float, margin_s: float) -> bool:
+    """Whether no time lies more than the margin outside the recording."""
+    return min(times_s) >= -margin_s and max(times_s) < ends_s + margin_s
+
+
+def farthest_s(times_s: Sequence[float], ends_s: float) -> float:
+    """Return how far outside the recording a time lies at most."""
+    return max(-min(times_s), max(times_s) - ends_s)
 
 
 def of_day(start: datetime) -> float:

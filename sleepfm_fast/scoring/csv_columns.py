@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sleepfm_fast.plurals import counted
 from sleepfm_fast.scoring.clock import length_s, moment
-from sleepfm_fast.scoring.labels import LIST_STEPS
+from sleepfm_fast.scoring.stage_spans import LIST_STEPS
 from sleepfm_fast.scoring.stages import LONGEST_NAME, fold, respiratory_event_of, stage_of, with_latin_words
 from sleepfm_fast.scoring.timed_texts import ScoringError
 

@@ -23,7 +23,9 @@ def is_profile(text: str) -> bool:
     return bool(HEAD.search(head) and KIND.search(head))
 
 
-def profile_events(text: str, source: str, start: datetime | None, issues: list[str]) -> list[Event]:
+def profile_events(
+    text: str, source: str, start: datetime | None, issues: list[str], duration_s: float | None = None
+) -> list[Event]:
     """Events of rows ``time; stage`` (each for the rate that the head states) or ``from-to; seconds; event; stage``.
 
     Raises
@@ -51,7 +53,7 @@ def profile_events(text: str, source: str, start: datetime | None, issues: list[
             f"{source} has the head of an export of events but no row such as '05.03.2024 22:30:00,000; N2'; export it "
             "again, or write a CSV with the columns onset, duration, description."
         )
-    frame, onsets_s = frame_of(onsets, source, start, issues)
+    frame, onsets_s = frame_of(onsets, source, start, issues, duration_s)
     events = []
     for onset_s, (end, duration_s, name) in zip(onsets_s, rest, strict=True):
         if duration_s is None and end is not None:

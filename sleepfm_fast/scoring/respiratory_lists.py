@@ -61,7 +61,7 @@ def ucddb_events(
             "type and a duration in seconds, for instance '23:31:07  HYP-C  13'."
         )
     clocks = [clock for match in rows if (clock := moment(match["clock"])) is not None]
-    _, onsets_s = frame_of(clocks, source, start, issues)
+    _, onsets_s = frame_of(clocks, source, start, issues, length_s)
     refuse_half_days(clocks, onsets_s, source, length_s)
     events = []
     for onset_s, match in zip(onsets_s, rows, strict=True):

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import signal
 
+from sleepfm_fast.scoring.stages import EPOCH_S
 from sleepfm_fast.simulator.sleeper import (
-    EPOCH_S,
     Array,
     Couplings,
     Random,

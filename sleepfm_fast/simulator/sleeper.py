@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
-__all__ = ["EPOCH_S", "Couplings", "Random", "Subject", "band_noise", "draw_hypnogram"]
+__all__ = ["Couplings", "Random", "Subject", "band_noise", "draw_hypnogram"]
 
-EPOCH_S = 30
 NIGHT_EPOCHS = 960
 W, N1, N2, N3, R = range(5)
 

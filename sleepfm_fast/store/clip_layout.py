@@ -31,7 +31,7 @@ from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.cli.misplaced import mistaken
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError, is_refusal, unreadable
-from sleepfm_fast.montage.montages import Montage
+from sleepfm_fast.montage.slots import Montage
 from sleepfm_fast.scoring.stages import STAGES
 
 __all__ = [

@@ -9,7 +9,7 @@ from typing import Any
 from sleepfm_fast.cli.command import say
 from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.montage.montages import Montage
+from sleepfm_fast.montage.slots import Montage
 from sleepfm_fast.scoring import labels
 from sleepfm_fast.storage.standing import digest_of_value
 from sleepfm_fast.store.clip_layout import VERSION, read_store_file

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.montage.montages import Montage
+from sleepfm_fast.montage.slots import Montage
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.runs.splits import Split, assign_subjects, draw_subjects
 from sleepfm_fast.training.neighbours import Stretches, stretch_numbers

@@ -19,6 +19,11 @@ extern "C" std::int64_t workspace_bytes(std::int64_t M, std::int64_t N, std::int
     return sleepfm::contrastive_small_workspace_bytes(sizes_of(M, N, D, pairwise), gradient != 0);
 }
 
+// The blocks of a launch that is refused while there are more than `fit` of them.
+extern "C" std::int64_t blocks_launched(std::int64_t wanted, std::int64_t fit) {
+    return sleepfm::launch_that_fits(wanted, [&](std::int64_t blocks) { return blocks <= fit; });
+}
+
 // blocks: 0 for as many as on a device that runs 264.
 extern "C" int contrastive_small(cuda_on_cpu::Options* options, void const* x, std::int64_t dtype, std::int64_t M,
                                  std::int64_t N, std::int64_t D, std::int64_t stride_modality,

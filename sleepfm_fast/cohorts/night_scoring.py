@@ -1,0 +1,124 @@
+"""The scoring of a night, from all files that hold part of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from sleepfm_fast.annotations import read_scoring, scoring_of
+from sleepfm_fast.edf import Recording
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.scoring.files import (
+    NOT_USED,
+    SEEMS_TO_LIE,
+    Namesakes,
+    ending,
+    find_scorings,
+    scoring_folder,
+    similar_scorings,
+)
+from sleepfm_fast.scoring.stages import respiratory_event_of, stage_of
+from sleepfm_fast.scoring.texts import translated
+from sleepfm_fast.scoring.timed_texts import Scoring
+
+__all__ = ["night_scoring"]
+
+
+def night_scoring(
+    recording: Recording,
+    labels: Path | None,
+    namesakes: Namesakes | None,
+    meanings: Mapping[str, str],
+    issues: list[str],
+) -> tuple[Scoring | None, Path | None, Path | None, tuple[Path, ...], tuple[Path, ...]]:
+    """Scoring of a recording (by ``labels``, else beside it, else inside it), its file, and other files.
+
+    The others: one passed over, those joined, all that are named like it. What the first file lacks, stages or
+    respiratory events, comes from the next ones that have it, at last from inside.
+    """
+    inside = translated(scoring_of(recording), meanings) if recording.annotations else None
+    files = find_scorings(recording.path, labels, namesakes)
+    if not files:
+        if labels is not None:
+            where = "its own annotations were used" if inside is not None else "it has no annotations of its own"
+            issues.append(f"no scoring for this recording was found in {labels}; {where}.")
+        unstaged = inside is None or not names_stage(inside)
+        if labels is None and unstaged and (folder := scoring_folder(recording.path)) is not None:
+            issues.append(f"its scoring {SEEMS_TO_LIE} {folder}, which is looked into only with --labels {folder}")
+        elif inside is None and (similar := similar_scorings(recording.path, labels)):
+            issues.append(
+                f"{' and '.join(path.name for path in similar)} may be its scoring, by the numbers in the names. "
+                f"If so, name it like the recording: {recording.path.stem}{ending(similar[0])}."
+            )
+        return inside, None, None, (), ()
+
+    def read(path: Path) -> Scoring:
+        # The scoring of a recording that was cut short is that of the whole.
+        length_s = recording.duration_s + recording.missing_s
+        return translated(read_scoring(path, start=recording.start, length_s=length_s), meanings)
+
+    path = files[0]
+    try:
+        scoring = read(path)
+    except SleepfmError as error:
+        if labels is not None:
+            raise
+        # Only its name suggested that it belongs to the recording.
+        issues.append(f"the file {path.name} {NOT_USED}: {error}")
+        return inside, None, path, (), files
+    also = []
+    for more in files[1:]:
+        if is_complete(scoring):
+            break
+        try:
+            joined = completed(scoring, read(more))
+        except SleepfmError as error:
+            issues.append(f"the file {more.name}, named like its scoring, was not used: {error}")
+            continue
+        if joined is not scoring:
+            n = len(joined.events) - len(scoring.events)
+            issues.append(
+                f"{more.name} lists no respiratory event; the night counts as scored for them."
+                if not n
+                else f"{counted(n, 'annotation')} of {more.name} {agreeing(n, 'was', 'were')} joined with {path.name}, "
+                "which has none of their kind."
+            )
+            scoring = joined
+            also.append(more)
+    if inside is not None and not is_complete(scoring):
+        lacks = "sleep stage" if not names_stage(scoring) else "respiratory event"
+        joined = completed(scoring, inside)
+        if joined is not scoring:
+            issues.append(f"{path.name} names no {lacks}; it was joined with the recording's own annotations.")
+            scoring = joined
+    return scoring, path, None, tuple(also), files
+
+
+def is_complete(scoring: Scoring) -> bool:
+    """Whether a scoring names stages, and has respiratory events or says that they were scored."""
+    return names_stage(scoring) and (scoring.events_scored is not None or names_event(scoring))
+
+
+def completed(scoring: Scoring, more: Scoring) -> Scoring:
+    """Join what a scoring lacks: all of another that has its stages, else that one's respiratory events."""
+    if not names_stage(scoring) and names_stage(more):
+        events = more.events
+    elif not names_event(scoring) and scoring.events_scored is None:
+        events = tuple(event for event in more.events if respiratory_event_of(event.text) is not None)
+    else:
+        events = ()
+    if not events and (more.events_scored is None or scoring.events_scored is not None):
+        return scoring
+    if not events:
+        return replace(scoring, events_scored=more.events_scored, issues=scoring.issues + more.issues)
+    return replace(scoring, events=scoring.events + events, issues=scoring.issues + more.issues)
+
+
+def names_event(scoring: Scoring) -> bool:
+    return any(respiratory_event_of(event.text) is not None for event in scoring.events)
+
+
+def names_stage(scoring: Scoring) -> bool:
+    return any(stage_of(event.text) not in (None, "none") for event in scoring.events)
