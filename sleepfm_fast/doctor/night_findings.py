@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sleepfm_fast.channels import Montage, likely_slot, unassigned
+from sleepfm_fast.channels import Montage, meant_slot, unassigned
 from sleepfm_fast.cohorts.night import Night
 from sleepfm_fast.doctor.findings import Finding
 from sleepfm_fast.edf import Recording, read_recording
@@ -72,7 +72,7 @@ def missing(night: Night, montage: Montage) -> Iterator[Said]:
         if unused:
             shown = ", ".join(unused[:4]) + (", ..." if len(unused) > 4 else "")
             action += f"; if a channel that is not used ({shown}) is meant"
-            likely = next(((label, slot) for label in unused if (slot := likely_slot(label, slots))), None)
+            likely = next(((label, slot) for label in unused if (slot := meant_slot(label, slots))), None)
             if likely is None:
                 action += ", give it the slot's name as alias with --overrides"
             else:
