@@ -162,6 +162,7 @@ def _predicted(
     from sleepfm_fast.evaluation.changed_store import say_changed_store
     from sleepfm_fast.evaluation.classification import probability_of
     from sleepfm_fast.evaluation.logistic import Features
+    from sleepfm_fast.evaluation.missing_channels import missing_channels
     from sleepfm_fast.evaluation.penalty import scores
     from sleepfm_fast.evaluation.predictions import Predicted, write_predictions
     from sleepfm_fast.evaluation.tasks import TASKS, labels_of
@@ -196,6 +197,10 @@ def _predicted(
             f"{agreeing(len(seen), 'has the name', 'have the names')} of training or validation subjects "
             f"({first_of(seen, 3)}). If they are the same people, the probe's predictions for them do not test it."
         )
+    run = None if embeddings.features else Path(about.run)
+    missing = missing_channels(config.store or embeddings.store_path, run, about.recordings, modalities)
+    for notice in missing.notices():
+        say(f"notice: {notice}")
     odds = scores(Features(embeddings, clips, modalities), model)
     p = probability_of(odds)
     p = correct_for_prior(p, prior_of(result) if config.correct_prior else np.ones(p.shape[1]))
@@ -213,6 +218,7 @@ def _predicted(
         about.recordings,
         about.subjects,
         [side[about.subjects[subject]] for subject in np.asarray(embeddings.subject).tolist()],
+        missing.slots,
     )
     record = {
         "command": "predict",

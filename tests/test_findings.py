@@ -453,6 +453,51 @@ def test_mixed_montages_and_rates(sleepers: list[Path], tmp_path: Path, examine)
     assert "Light" in next(f for f in findings if f["code"] == "missing_slot")["action"]
 
 
+@pytest.mark.parametrize(("n_mesa", "code", "said"), [(3, "eeg_apart", "EEG3"), (2, "eeg_lost", "EEG3")])
+def test_nights_of_two_laboratories_without_an_eeg_in_common(n_mesa, code, said, tmp_path: Path, examine) -> None:
+    (tmp_path / "in").mkdir()
+    for i in range(3):
+        write_night(tmp_path / "in" / f"s{i}.edf", leads=(Lead("EEG"), Lead("ECG", 200, "mV", 5.0)), seed=i)
+    for i in range(n_mesa):
+        leads = (Lead("EEG3"), Lead("EEG1"), Lead("ECG", 200, "mV", 5.0))
+        write_night(tmp_path / "in" / f"m{i}.edf", leads=leads, seed=10 + i)
+    findings, text = examine(tmp_path / "in")
+    (found,) = [f for f in findings if f["code"] in ("eeg_apart", "eeg_lost")]
+    assert (found["severity"], found["code"]) == ("warning", code)
+    assert found["action"].startswith("--montage aasm")
+    assert said in found["text"]
+    assert "m0.edf" in found["text"]
+    assert "--montage aasm" in next(line for line in text.splitlines() if code in line)
+    assert not any('{"EEG1": {"alias"' in f["action"] for f in findings)
+    if code == "eeg_lost":
+        assert any('{"EEG3": {"alias": "EEG"}}' in f["action"] for f in findings)
+    findings, _ = examine(tmp_path / "in", "--montage", "aasm")
+    assert not [f for f in findings if f["code"] in ("eeg_apart", "eeg_lost")]
+
+
+def test_electrodes_against_a_common_reference(tmp_path: Path, examine) -> None:
+    leads = [Lead(label) for label in ("C3", "C4", "A1", "A2", "L Chin", "R Chin", "ECG L", "ECG R")]
+    write_night(tmp_path / "n.edf", leads=leads)
+    findings, text = examine(tmp_path / "n.edf")
+    (found,) = [f for f in findings if f["code"] == "common_reference"]
+    assert found["severity"] == "warning"
+    assert "--montage aasm derives" in found["action"]
+    assert "common_reference" in text
+    assert not [f for f in examine(tmp_path / "n.edf", "--montage", "aasm")[0] if f["code"] == "common_reference"]
+    write_night(tmp_path / "d.edf", leads=[Lead("C3-A2"), Lead("C4-A1"), Lead("ECG")])
+    assert not [f for f in examine(tmp_path / "d.edf")[0] if f["code"] == "common_reference"]
+
+
+def test_a_wrong_unit_of_one_night_has_one_finding_with_the_unit_that_fits(sleepers, tmp_path: Path, examine) -> None:
+    for i in range(6):
+        header = {"Chin EMG": {"unit": "mV"}} if i == 5 else {}
+        plant(sleepers[0], tmp_path / "in" / f"n{i}.edf", {"Chin EMG": lambda x, i=i: np.roll(x, i)}, header=header)
+    findings, _ = examine(tmp_path / "in")
+    (found,) = [f for f in findings if f["channel"] == "Chin EMG" and f["severity"] == "warning"]
+    assert found["code"] == "unit"
+    assert '"unit": "uV"' in found["action"]
+
+
 def test_an_amplitude_that_sticks_out_of_the_cohort(sleepers: list[Path], tmp_path: Path, examine) -> None:
     for i in range(6):
         gain = 1 / 45 if i == 5 else 1.0  # still plausible by itself

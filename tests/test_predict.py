@@ -12,6 +12,7 @@ from synthetic_embeddings import columns_of, description_of, write_folder
 
 from sleepfm_fast import few_shot, predict, probe, retrieve, transfer
 from sleepfm_fast.annotations import read_scoring
+from sleepfm_fast.channels import Modality, Montage, Slot
 from sleepfm_fast.embeddings import Embeddings
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.evaluation import changed_store
@@ -109,6 +110,34 @@ def test_people_of_another_store_whom_the_probe_knows_are_said(fitted, tmp_path,
     assert "notice: 2 of the 4 subjects have the names of training or validation subjects (s000, s006)." in said
     nights = {night["subject"]: night["split"] for night in rows_of(tmp_path / "out" / "nights.csv")}
     assert nights == {"stranger": "", "s000": "train", "s006": "validation", "s007": "test"}
+
+
+def test_a_night_without_the_networks_eeg_is_said_and_written(fitted, tmp_path, capsys):
+    """Only the store says which channels a night had: its brain may be an EOG alone."""
+    (recordings := tmp_path / "store2" / "recordings").mkdir(parents=True)
+    (run := tmp_path / "run").mkdir()
+    slots = [Slot("C4-M1", "eeg", ("C4-M1",)), Slot("E1", "eog", ("E1",))]
+    montage = Montage("auto", (Modality("respiratory", (Slot("Chest", "respiration", ("Chest",)),)),
+                               Modality("brain", tuple(slots))))  # fmt: skip
+    (run / "config.json").write_text(json.dumps({"montage": montage.to_dict()}))
+    for i in range(3):  # the last night's record is lost
+        present = {"Chest": i == 0, "C4-M1": i == 0, "E1": True}
+        channels = [{"slot": slot, "present": there} for slot, there in present.items()]
+        (recordings / f"s{i:03d}_night1.json").write_text(json.dumps({"channels": channels}))
+    new = planted(
+        tmp_path / "new", seed=5, split_of=np.array([2, 0, 1, 2]), store=str(tmp_path / "store2"), run=str(run),
+        presets={"weights": {"sha256": "a"}},
+    )  # fmt: skip
+    predict.main(predict.Config(tmp_path / "result", new, tmp_path / "out"))
+    said = capsys.readouterr().err
+    assert "notice: 2 nights have no EEG (C4-M1), which" in said
+    assert "may be far off (s001_night1, s002_night1)" in said
+    assert "no EOG" not in said
+    nights = {night["recording"]: night["missing_channels"] for night in rows_of(tmp_path / "out" / "nights.csv")}
+    assert nights == {"s000_night1": "", "s001_night1": "Chest; C4-M1", "s002_night1": "Chest; C4-M1",
+                      "s003_night1": ""}  # fmt: skip
+    record = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert record["missing_channels"] == {f"s00{i}_night1": ["Chest", "C4-M1"] for i in (1, 2)}
 
 
 def test_correcting_the_prior_multiplies_by_the_training_frequencies(fitted, tmp_path):

@@ -197,6 +197,44 @@ def test_stages_in_another_unit_are_refused(tmp_path, header, factor, hint):
         assert [event.onset_s for event in scoring.events] == [30 * i for i in range(120)]
 
 
+@pytest.mark.parametrize(
+    "header", ["Epoch,Clock,Stage", "Epoch,Epoch time,Sleep Stage", "Epoch,Recording time,Stage", "#,Time,Event"]
+)
+@pytest.mark.parametrize("separator", [",", "\t"])
+def test_clock_times_of_a_column_without_a_known_name_are_used(tmp_path, header, separator):
+    """Rows that would fill the recording from its start, and begin ten minutes later by their clock."""
+    times = (f"{22 + m // 60}:{m % 60:02}:{s}" for m in range(40, 100) for s in ("00", "30"))
+    rows = [header, *(f"{i + 1},{at},N2" for i, at in enumerate(times))]
+    path = write(tmp_path, "\n".join(rows).replace(",", separator))
+    scoring = read_scoring(path, start=datetime(2021, 3, 5, 22, 30), length_s=3600)
+    assert [event.onset_s for event in scoring.events] == [600 + 30 * i for i in range(120)]
+    assert any("the clock times of column 2 ('22:40:00' in the first row)" in issue for issue in scoring.issues)
+    ends = path.read_text().replace(header.replace(",", separator), separator.join(("Epoch", "End", "Stage")))
+    assert read_scoring(write(tmp_path, ends), length_s=3600).events[0].onset_s == 0
+
+
+@pytest.mark.parametrize("header", ["Época,Estágio", "Época;Fase", "epoca;etapa"])
+def test_lists_of_epochs_in_portuguese_and_spanish(tmp_path, header):
+    rows = [f"{i + 1}{';' if ';' in header else ','}{'R' if i == 7 else 'N2'}" for i in range(120)]
+    scoring = read_scoring(write(tmp_path, "\n".join((header, *rows))), length_s=3600)
+    assert [event.onset_s for event in scoring.events if event.text == "R"] == [210]
+
+
+def test_numbered_epochs_that_end_before_the_recording_say_what_to_add(tmp_path):
+    path = write(tmp_path, "\n".join(("Epoch,Stage", *(f"{i},N2" for i in range(21, 111)))))
+    with pytest.raises(
+        ScoringError, match=r"epochs 21 to 110 .* 5\.0 minutes before .* 30 \* \(number of the epoch - 1"
+    ):
+        read_scoring(path, length_s=3600)
+
+
+@pytest.mark.parametrize(("day", "said"), [(4, "-1 days away"), (5, ""), (6, "1 day away")])
+def test_a_date_wrong_by_one_day_is_reported(tmp_path, day, said):
+    path = write(tmp_path, f"onset,duration,stage\n2021-03-{day:02} 22:30:00,30,N2\n2021-03-{day:02} 22:30:30,30,N2\n")
+    issues = read_scoring(path, start=datetime(2021, 3, 5, 22, 30), length_s=3600).issues
+    assert [said in issue for issue in issues] == [True] * bool(said)
+
+
 def test_clock_times_of_another_night_are_refused_and_those_of_a_longer_one_are_not(tmp_path):
     path = write(tmp_path, epochs_from(23 * 3600, 960))
     with pytest.raises(ScoringError, match="599 of the 960 times of its stages lie outside the recording"):

@@ -20,6 +20,8 @@ from sleepfm_fast.channels import (
     resolve_auto,
     unknown_labels,
     unknown_text,
+    unused_by_slot,
+    with_stand_ins,
 )
 from sleepfm_fast.cli.bars import SLOW_S, progress_bar
 from sleepfm_fast.cli.command import say
@@ -89,7 +91,7 @@ class Outcome:
     ``n_scored`` and ``n_silent`` count the indexed nights that have stages, and those of them without any word on
     respiratory events; ``twins`` is a sentence on nights that are indexed more than once, or empty; ``filled`` counts
     the indexed nights that have each of the montage's channels; ``absent`` are recordings of other jobs of the array
-    that the index lacks.
+    that the index lacks; ``unused`` are, with --like, labels of the new recordings that each slot may mean.
     """
 
     montage: Montage
@@ -99,6 +101,7 @@ class Outcome:
     given: list[Path]
     others: list[str]
     unused_corrections: list[str]
+    unused: Mapping[str, Sequence[str]]
     n_scored: int = 0
     n_silent: int = 0
     twins: str = ""
@@ -115,6 +118,7 @@ class Settled:
     configuration: dict[str, Any]
     given: list[Path]
     unused_corrections: list[str]
+    unused: Mapping[str, Sequence[str]]
 
 
 def ingest(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Outcome:
@@ -160,7 +164,7 @@ def ingest(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Out
             claim.release()
     return Outcome(
         settled.montage, settled.plan, rows, indexed.totals, settled.given, others, settled.unused_corrections,
-        indexed.n_scored, indexed.n_silent, indexed.twins, indexed.filled, indexed.absent,
+        settled.unused, indexed.n_scored, indexed.n_silent, indexed.twins, indexed.filled, indexed.absent,
     )  # fmt: skip
 
 
@@ -209,7 +213,10 @@ def settle(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Set
     unused = []
     if len(headers) == len(given):
         unused = request.corrections.unused(((h.path, h.signals) for h in headers), plan.left_out)
-    return Settled(plan, montage, configuration, given, unused)
+    spare: dict[str, list[str]] = {}
+    if request.like is not None:
+        spare = unused_by_slot([request.corrections.apply(h.path, h.signals).signals for h in headers], montage)
+    return Settled(plan, montage, configuration, given, unused, spare)
 
 
 def refuse_one_scoring(labels: Path | None, n_recordings: int) -> None:
@@ -292,7 +299,8 @@ def settle_montage(request: Request, store: Path, existing: dict[str, Any] | Non
     differences = []
     if request.montage not in ("auto", made_with):
         differences.append(f"the montage '{made_with}', not '{request.montage}'")
-    if request.like is not None and request.like != stored:
+    # An earlier version stored the channels of --like without their stand-ins.
+    if request.like is not None and request.like not in (stored, with_stand_ins(stored)):
         differences.append("other channels than those of --like")
     if request.events_scored != existing["configuration"]["events_scored"]:
         differences.append(f"{'no ' if request.events_scored else ''}--events-scored")
@@ -303,7 +311,9 @@ def settle_montage(request: Request, store: Path, existing: dict[str, Any] | Non
             f"{store} was made with {' and '.join(differences)}. Use the same options, choose another store, or add "
             "--overwrite to process all its recordings again."
         )
-    if request.like is None and (request.montage == made_with or (request.montage == "auto" and not request.overwrite)):
+    if request.montage == made_with and request.like is None:
+        return stored
+    if request.montage == "auto" and not request.overwrite:
         return stored
     return wanted
 

@@ -212,7 +212,7 @@ def inspect(cohort: Cohort, request: Request, engine: Engine, report: Path | Non
     reports = examine(files, montage, request, engine)
     good = [night for night in reports if night.failure is None]
     findings = [finding for night in reports for finding in night.findings]
-    findings += cohort_findings(good, tables)
+    findings += cohort_findings(good, tables, auto=request.montage == "auto" and request.like is None)
     if kinds:
         text = passed_over_text(kinds, len(headers))
         findings.append(Finding("warning", "passed_over", tuple(str(n.path) for n in good), "", text, "", dict(kinds)))

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from sleepfm_fast.channels import Montage, likely_slot, unassigned
+from sleepfm_fast.channels import Montage, meant_slot, unassigned
 from sleepfm_fast.cohorts.night import Night
 from sleepfm_fast.doctor.findings import Finding
 from sleepfm_fast.edf import Recording, read_recording
 from sleepfm_fast.formats.edf_header import INCOMPLETE
 from sleepfm_fast.plurals import counted
 from sleepfm_fast.scoring.files import NOT_USED, SEEMS_TO_LIE
-from sleepfm_fast.scoring.labels import OVERLONG
+from sleepfm_fast.scoring.labels import OVERLONG, TWO_SCORERS
 from sleepfm_fast.scoring.stage_spans import StageSpan, stage_spans
 from sleepfm_fast.scoring.stages import EPOCH_S, NO_STAGE
 from sleepfm_fast.scoring.texts import asks_meaning
@@ -52,6 +52,7 @@ def night_findings(night: Night, montage: Montage) -> list[Finding]:
     return found + [
         Finding("warning", "meaning", (path,), "", issue, "") if asks_meaning(issue) else
         Finding("warning", "long_events", (path,), "", issue, "") if OVERLONG in issue else
+        Finding("warning", "two_scorers", (path,), "", issue, "") if TWO_SCORERS in issue else
         Finding("note", "remark", (path,), "", issue, "")
         for issue in rest
     ]  # fmt: skip
@@ -71,7 +72,7 @@ def missing(night: Night, montage: Montage) -> Iterator[Said]:
         if unused:
             shown = ", ".join(unused[:4]) + (", ..." if len(unused) > 4 else "")
             action += f"; if a channel that is not used ({shown}) is meant"
-            likely = next(((label, slot) for label in unused if (slot := likely_slot(label, slots))), None)
+            likely = next(((label, slot) for label in unused if (slot := meant_slot(label, slots))), None)
             if likely is None:
                 action += ", give it the slot's name as alias with --overrides"
             else:

@@ -26,6 +26,8 @@ __all__ = [
 ]  # fmt: skip
 
 RUNS = (Kind.RUN, Kind.SUPERVISED)
+ADVISED = {"passed_over", "eeg_lost", "eeg_apart", "common_reference"}
+"""Findings that advise --montage aasm."""
 USUAL = ("edf", "nights", "recordings", "store", "run", "embeddings", "features")
 """Names that say what a folder is, not whose."""
 
@@ -82,9 +84,8 @@ def after_preprocess(config: Any, result: dict[str, Any]) -> str | None:
         return None
     folder = config.paths[0] if config.paths[0].is_dir() else config.paths[0].parent
     options = options_of(config, "paths", "inspect", "json", "workers")
-    if (
-        "passed_over" in result["findings_by_code"]
-    ):  # auto would leave out all of the EEG, say: what the finding advises
+    # With auto all of the EEG would be left out, say; with a montage by name nothing better is known.
+    if ADVISED & result["findings_by_code"].keys() and config.montage == "auto" and config.like is None:
         options = f"{options} --montage aasm".lstrip()
     elif result["montage_unresolved"] is not None:  # auto would be refused: what was shown instead
         options = f"{options} --montage {result['montage']['name']}".lstrip()

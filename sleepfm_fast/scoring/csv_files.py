@@ -23,7 +23,16 @@ from sleepfm_fast.scoring.clock import (
     refuse_half_days,
 )
 from sleepfm_fast.scoring.clock_change import without_clock_change
-from sleepfm_fast.scoring.csv_columns import TEXT, UNITS_S, Columns, cell_of, counts_epochs, stage_column, table
+from sleepfm_fast.scoring.csv_columns import (
+    TEXT,
+    UNITS_S,
+    Columns,
+    cell_of,
+    clock_column,
+    counts_epochs,
+    stage_column,
+    table,
+)
 from sleepfm_fast.scoring.profile import is_profile, profile_events
 from sleepfm_fast.scoring.stage_spans import SAME_TIME_S, listed_epoch_s
 from sleepfm_fast.scoring.stages import (
@@ -83,7 +92,14 @@ def parse_csv(data: bytes, source: str, start: datetime | None, length_of_record
         return Scoring(tuple(events), source, tuple(issues), events_scored=None)
     rows, columns = table(text, source)
     if columns.onset is not None and counts_epochs(rows, columns, length_of_recording_s):
-        columns = Columns(None, None, None, stage_column(rows, columns), columns.onset, stages_only=True)
+        stage = stage_column(rows, columns)
+        clock = clock_column(rows, (stage, columns.onset, columns.end))
+        columns = Columns(clock, None, None, stage, columns.onset, stages_only=True)
+    if columns.onset is not None and columns.epoch is not None:
+        issues.append(
+            f"{source}: no column is named as one of times; the clock times of column {columns.onset + 1} "
+            f"('{cell_of(rows[0][1], columns.onset)}' in the first row) were taken for those of the epochs."
+        )
     if columns.onset is None:
         texts = [cell_of(row, columns.text) for _, row in rows]
         numbers = None if columns.epoch is None else [cell_of(row, columns.epoch) for _, row in rows]
@@ -353,6 +369,13 @@ def untimed(
             "here; expected a column onset, in seconds from the recording's start."
         )
     missing_s = length_of_recording_s - length_s
+    if first and missing_s >= SHORTFALL_S:
+        raise ScoringError(
+            f"{source} lists the epochs {first + 1} to {first + len(texts)} without times. If they are of {EPOCH_S} s "
+            f"and counted from the recording's start, they end {missing_s / 60:.1f} minutes before it does; their "
+            f"length is not stated, so it is not known where they lie. Add a column onset, for epochs of {EPOCH_S} s "
+            f"with {EPOCH_S} * (number of the epoch - 1) in seconds, and one named duration."
+        )
     if missing_s >= SHORTFALL_S or missing_s <= -EPOCH_S:
         would_s = length_of_recording_s / (first + len(texts))
         raise ScoringError(
