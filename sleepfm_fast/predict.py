@@ -118,6 +118,7 @@ def prior_of(result: Result) -> npt.NDArray[np.float64]:
 def main(config: Config) -> dict[str, Any]:
     """Classify every clip that has the modalities; returns what ends the command."""
     from sleepfm_fast.embeddings import Embeddings
+    from sleepfm_fast.evaluation.changed_store import say_changed_store
     from sleepfm_fast.evaluation.logistic import model_of
     from sleepfm_fast.evaluation.predictions import claimed_predictions, starts_of
     from sleepfm_fast.results import read_result
@@ -142,6 +143,8 @@ def main(config: Config) -> dict[str, Any]:
     }
     key = key_of("predict", config, inputs)
     with claimed_predictions(config.predictions, overwrite=config.overwrite, made_of=key) as finished:
+        if finished is not None:
+            say_changed_store(embeddings)
         found = _predicted(config, key, result, model, embeddings, starts) if finished is None else finished
         return {**found, "predictions": str(config.predictions), "seconds": round(time.perf_counter() - started, 3)}
 

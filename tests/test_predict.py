@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from synthetic_embeddings import columns_of, description_of, write_folder
 
-from sleepfm_fast import few_shot, predict, probe, transfer
+from sleepfm_fast import few_shot, predict, probe, retrieve, transfer
 from sleepfm_fast.annotations import read_scoring
 from sleepfm_fast.channels import Modality, Montage, Slot
 from sleepfm_fast.embeddings import Embeddings
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.evaluation import changed_store
 from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter
 from sleepfm_fast.evaluation.predicted_nights import agreement, beside_scorer
 from sleepfm_fast.evaluation.predictions import edf_annotations, file_stems, stage_spans
@@ -64,6 +65,26 @@ def test_test_clips_get_the_probes_own_probabilities(fitted, tmp_path, capsys):
         assert (row["subject"], row["recording"]) == (f"s{clip // 20:03d}", f"s{clip // 20:03d}_night1")
         assert float(row["onset_s"]) == 30 * (clip % 20)
     assert sum(done["predicted"].values()) == len(rows)
+
+
+def test_what_is_finished_says_that_the_store_has_changed_since(fitted, tmp_path, monkeypatch, capsys):
+    """Who repeats a command after adding nights expects them in its figures."""
+    folder, _ = fitted
+    commands = (
+        lambda: probe.main(probe.Config(folder, "stage", tmp_path / "result", bootstraps=0)),
+        lambda: predict.main(predict.Config(tmp_path / "result", folder, tmp_path / "out")),
+        lambda: retrieve.main(retrieve.Config(folder, tmp_path / "retrieval", bootstraps=0)),
+        lambda: few_shot.main(few_shot.Config(folder, tmp_path / "curve", "stage", subjects=(2,), replicates=1)),
+    )
+    for command in commands:
+        command()
+    monkeypatch.setattr(changed_store, "store_note", lambda embeddings: "the store has 2 clips more.")
+    for command in commands:
+        capsys.readouterr()
+        command()
+        said = capsys.readouterr().err
+        assert "already finished" in said
+        assert "notice: the store has 2 clips more." in said
 
 
 def test_every_recording_has_files_of_its_own():

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sleepfm_fast.cli.json_text import read_object
 from sleepfm_fast.cli.option_ranges import option
-from sleepfm_fast.cli.path_kinds import Kind, entries, kind_of
+from sleepfm_fast.cli.path_kinds import Kind, entries, kind_of, places_of
 
 if TYPE_CHECKING:
     from sleepfm_fast.embeddings import Embeddings
@@ -119,7 +119,8 @@ def after_embeddings(config: Any, result: dict[str, Any]) -> str | None:
     path = Path(result.get("embeddings") or result["features"])
     embeddings = Embeddings(path)
     run = run_of(path)
-    if run is None and (former := getattr(config, "run", None)) is not None:
+    former = getattr(config, "run", None)
+    if former is not None and (run is None or is_of_another_store(embeddings, run)):
         line = predicted(former, embeddings)
         if line is not None:
             return line
@@ -128,6 +129,16 @@ def after_embeddings(config: Any, result: dict[str, Any]) -> str | None:
             place = beside(path, task) if run is None else free(run / "results" / task)
             return typed("probe", path, place, options=f"--task {task}")
     return retrieval(embeddings, run)
+
+
+def is_of_another_store(embeddings: Embeddings, run: Path) -> bool:
+    """Whether embeddings that lie in a run's folder are of a store that the run was not trained on."""
+    options = read_object(run / "config.json").get("config")
+    named = options.get("store") if isinstance(options, dict) else None
+    if not isinstance(named, str):
+        return False
+    trained_on = next((place for place in places_of(named, run) if kind_of(place) == Kind.STORE), None)
+    return trained_on is not None and trained_on.resolve() != embeddings.store_path.resolve()
 
 
 def after_transfer(config: Any, result: dict[str, Any]) -> str | None:
