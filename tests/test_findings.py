@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from planted import plant, samples_of
 
 from sleepfm_fast import simulate
 from sleepfm_fast.clips import ClipStore
+from sleepfm_fast.doctor.patients import patient_key
 from sleepfm_fast.edf import read_recording
 from sleepfm_fast.preprocess import cli
 
@@ -26,7 +28,10 @@ def sleepers(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two clean recordings of six minutes, which are read whole."""
     folder = tmp_path_factory.mktemp("clean") / "edf"
     assert simulate.cli([str(folder), "--subjects", "2", "--hours", "0.1", "--seed", "5", "--workers", "1"]) == 0
-    return sorted(folder.glob("*.edf"))
+    paths = sorted(folder.glob("*.edf"))
+    for path in paths:  # nights of several tests are copies of these, and of nobody
+        plant(path, path, file_header={8: b"X X X X".ljust(80)})
+    return paths
 
 
 @pytest.fixture
@@ -420,6 +425,54 @@ def test_recordings_that_are_one(sleepers: list[Path], tmp_path: Path, examine) 
     plant(sleepers[0], tmp_path / "in" / "b.edf")
     (tmp_path / "o.json").write_text('{"b.edf": "exclude"}')
     assert examine(tmp_path / "in", "--overrides", tmp_path / "o.json")[0] == []
+
+
+def test_nights_whose_headers_name_one_patient(sleepers: list[Path], tmp_path: Path, examine) -> None:
+    def cohort(*patients: str) -> list[dict]:
+        shutil.rmtree(tmp_path / "in", ignore_errors=True)
+        for i, patient in enumerate(patients):
+            change = {EEG: lambda x, i=i: np.roll(x, i)}
+            plant(sleepers[i % 2], tmp_path / "in" / f"{i}.edf", change, file_header={8: patient.encode().ljust(80)})
+        return examine(tmp_path / "in", *tables)[0]
+
+    tables: tuple[object, ...] = ()
+    code = "P-4711 X X X"
+    findings = cohort(code, "p-4711 F 02-MAY-1951 Ana", "X X X X")
+    assert codes(findings) == [("warning", "perhaps_one_person", "")]
+    assert [Path(p).name for p in findings[0]["paths"]] == ["0.edf", "1.edf"]
+    assert "4711" not in findings[0]["text"], "codes and names of patients stay in the recordings"
+    assert cohort("X X X X", "X X X X", "") == []
+    assert cohort("X F X Female_33yr", "X F X Female_33yr") == []
+    assert cohort(*[code] * 3, "X X X X", "X X X X") == [], "the code of most is that of the study"
+    # a table says whose they are; one that repeats the names does not
+    table = tmp_path / "p.csv"
+    tables = ("--participants", table)
+    table.write_text("recording,subject\n0.edf,Ana\n1.edf,Ana\n")
+    assert cohort(code, code) == []
+    table.write_text("recording,subject\n0.edf,Ana\n1.edf,Eva\n")
+    assert cohort(code, code) == []
+    table.write_text("recording,subject\n0.edf,0\n1.edf,1\n")
+    assert [f["code"] for f in cohort(code, code)] == ["perhaps_one_person"]
+
+
+@pytest.mark.parametrize(
+    ("file_format", "field", "is_somebody"),
+    [
+        ("EDF+C", "MCH-0234567 F 02-MAY-1951 Haagse_Harry", True),
+        ("EDF+C", "X F 02-MAY-1951 Haagse_Harry", False),  # by the code alone: names are left as they were written
+        ("BDF+C", "0000 X X X", False),
+        ("EDF", "Ana Maria Beispiel", True),
+        ("EDF", "S001", True),
+        ("EDF", "", False),
+        ("EDF", "anonymous", False),
+        ("EDF", "M", False),
+        ("EDF", "Female 33 yr", False),
+        ("EDF", "psg", False),
+    ],
+)
+def test_which_patient_fields_name_somebody(file_format: str, field: str, is_somebody: bool) -> None:
+    assert bool(patient_key(file_format, field)) == is_somebody
+    assert patient_key(file_format, field) == patient_key(file_format, f" {field.upper()}  ")
 
 
 def test_file_names_in_several_folders(sleepers: list[Path], tmp_path: Path, examine) -> None:

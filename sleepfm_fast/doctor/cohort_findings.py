@@ -143,6 +143,26 @@ def one_person(nights: Sequence[NightReport], tables: ParticipantTables) -> Iter
             "if they are, give --participants with the columns recording and subject",
             {"recordings": len(paths)},
         )  # fmt: skip
+    # Named by their files or copies of one another, they have a finding already.
+    said = [set(paths) for paths in tables.perhaps_one_person(night.path for night in nights)]
+    groups: dict[str, list[NightReport]] = {}
+    for night in nights:
+        if night.patient:
+            groups.setdefault(night.patient, []).append(night)
+    for members in groups.values():
+        paths = [m.path for m in members]
+        n_subjects = len({tables.of(path).subject for path in paths})
+        of_most = len(nights) >= MIN_NIGHTS and 2 * len(members) > len(nights)
+        known = any(set(paths) <= others for others in said) or len({m.digest for m in members}) == 1
+        told = all(tables.tells_person(path) for path in paths)
+        if n_subjects > 1 and not of_most and not known and not told:
+            yield Finding(
+                "warning", "perhaps_one_person", tuple(map(str, paths)), "",
+                f"the headers of {len(paths)} recordings ({named(members)}) name the same patient, who counts as "
+                f"{n_subjects} subjects and may be in both training and test",
+                "if they are one person, give --participants with the columns recording and subject",
+                {"recordings": len(paths)},
+            )  # fmt: skip
 
 
 def outlying(nights: Sequence[NightReport]) -> Iterator[Finding]:

@@ -21,6 +21,7 @@ from sleepfm_fast.doctor.findings import SEVERITIES, Channel, Finding, belts_of,
 from sleepfm_fast.doctor.inspection_text import cohort_lines, finding_lines, night_lines
 from sleepfm_fast.doctor.measures import ChannelMeasures, measure_night
 from sleepfm_fast.doctor.night_findings import night_findings, unreadable
+from sleepfm_fast.doctor.patients import patient_key
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.execution.parallel import Engine, Progress, WorkersLost, in_parallel
 from sleepfm_fast.plurals import first_of
@@ -57,7 +58,10 @@ class SlotReport:
 
 @dataclass(frozen=True)
 class NightReport:
-    """What one file holds; ``failure`` says why it could not be ingested, ``digest`` stands for the samples read."""
+    """What one file holds; ``failure`` says why it could not be ingested, ``digest`` stands for the samples read.
+
+    ``patient`` stands for the person that the header names, by :func:`patient_key`.
+    """
 
     path: Path
     format: str = ""
@@ -76,6 +80,7 @@ class NightReport:
     channels: tuple[dict[str, Any], ...] = ()
     corrections: tuple[dict[str, Any], ...] = ()
     digest: str = ""
+    patient: str = ""
     findings: tuple[Finding, ...] = ()
 
     @property
@@ -159,6 +164,7 @@ def examined(night: Night, montage: Montage, corrections: Corrections, *, like: 
         channels=tuple(channel_facts(c, measures.channels.get(c.signal.index)) for c in channels),
         corrections=night.corrections,
         digest=measures.digest if measures.n_windows else "",
+        patient=patient_key(recording.format, recording.patient),
         findings=tuple(findings),
     )
 
@@ -295,8 +301,8 @@ def write_report(path: Path, summary: Mapping[str, Any], lists: Mapping[str, Ite
 
 
 def facts_of(night: NightReport) -> dict[str, Any]:
-    """Fields of a night without its findings, which stand with all the others."""
-    return {f.name: getattr(night, f.name) for f in fields(night) if f.name != "findings"}
+    """Fields of a night without its patient, and without its findings, which stand with all the others."""
+    return {f.name: getattr(night, f.name) for f in fields(night) if f.name not in ("findings", "patient")}
 
 
 def examine(files: Sequence[Path], montage: Montage, request: Request, engine: Engine) -> list[NightReport]:
