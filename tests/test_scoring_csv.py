@@ -578,6 +578,12 @@ def test_abbreviations_of_events_are_asked_for_and_never_guessed():
     assert np.flatnonzero(clip_labels(said, 900).sdb == 1).tolist() == [0, 3, 10]
 
 
+@pytest.mark.parametrize(("text", "meaning"), [("Gem. Apnoe", "apnea"), ("Hypopnoe gem", "hypopnea"), ("CA", "hypopnea")])
+def test_the_example_of_a_meaning_fits_the_text(text, meaning):
+    (issue,) = said_of(*[(40.0 * i, 20.0, text) for i in range(5)])
+    assert f"--meanings '{text}={meaning}'" in issue
+
+
 def said_of(*events: tuple[float, float | None, str]) -> list[str]:
     stages = [Event(30.0 * i, 30.0, "N2") for i in range(10)]
     grid = clip_labels(Scoring((*stages, *(Event(*event) for event in events)), "a.csv"), 300)
@@ -590,7 +596,7 @@ def test_events_without_a_duration_are_asked_for_too(duration_s):
     moments = [(20.0 * i, duration_s, "Hypo") for i in range(5)] + [(7.0, duration_s, "CA"), (9.0, duration_s, "Leg")]
     (issue,) = said_of(*moments)
     assert "seem to be respiratory events without a duration" in issue
-    assert "'Hypo' (5), 'CA' (1). Say what they mean, as with --meanings 'Hypo=apnea'." in issue
+    assert "'Hypo' (5), 'CA' (1). Say what they mean, as with --meanings 'Hypo=hypopnea'." in issue
     (issue,) = said_of(*moments, (100.0, None, "Hypopnea"))
     assert "--meanings" in issue, "no event of this scoring has a duration"
     both = said_of(*moments, (100.0, 12.0, "Ap."), (130.0, 12.0, "Ap."))
