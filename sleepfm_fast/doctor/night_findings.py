@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from sleepfm_fast.formats.edf_header import INCOMPLETE
 from sleepfm_fast.plurals import counted
 from sleepfm_fast.scoring.files import NOT_USED, SEEMS_TO_LIE
 from sleepfm_fast.scoring.labels import OVERLONG, TWO_SCORERS
+from sleepfm_fast.scoring.lights import lights_of
 from sleepfm_fast.scoring.stage_spans import StageSpan, stage_spans
 from sleepfm_fast.scoring.stages import EPOCH_S, NO_STAGE
 from sleepfm_fast.scoring.texts import asks_meaning
@@ -31,7 +31,6 @@ SHIFT_S = 1.0
 """Clocks of scoring and recording that differ by less are one clock, rounded."""
 MOSTLY = 0.5
 """Half of the clips: less labels than that are seldom what is meant."""
-LIGHTS = re.compile(r"lights?[\s_-]*(off|out|on)\b", re.IGNORECASE)
 
 
 def night_findings(night: Night, montage: Montage) -> list[Finding]:
@@ -175,17 +174,7 @@ def clocks(night: Night) -> Iterator[Said]:
 
 def lights(night: Night, first_s: float, last_s: float) -> Iterator[Said]:
     """First marker of lights off and last of lights on, against the first and last stage."""
-    assert night.scoring is not None
-    onsets: dict[str, list[float]] = {"off": [], "on": []}
-    for event in night.scoring.events:
-        match = LIGHTS.search(event.text)
-        if match is not None:
-            onsets["on" if match[1].lower() == "on" else "off"].append(event.onset_s)
-    # Those between are of somebody who came in, or of a walk to the toilet.
-    marks = [("off", min(onsets["off"], default=None)), ("on", max(onsets["on"], default=None))]
-    for name, onset_s in marks:
-        if onset_s is None:
-            continue
+    for name, onset_s in lights_of(night.scoring).items():
         early_s = onset_s - first_s if name == "off" else last_s - onset_s
         if early_s >= UNSCORED_S:
             side = "before" if name == "off" else "after"
