@@ -427,6 +427,24 @@ def test_recordings_that_are_one(sleepers: list[Path], tmp_path: Path, examine) 
     assert examine(tmp_path / "in", "--overrides", tmp_path / "o.json")[0] == []
 
 
+def test_a_copy_that_was_cut_short(sleepers: list[Path], tmp_path: Path, examine) -> None:
+    plant(sleepers[0], tmp_path / "in" / "NK_0815.edf")
+    plant(sleepers[1], tmp_path / "in" / "other.edf")
+    recording, content = read_recording(sleepers[0]), bytearray(sleepers[0].read_bytes())
+    n = recording.n_records * 6 // 10
+    content[236:244] = str(n).encode().ljust(8)
+    part = tmp_path / "in" / "NK_0815 (1).edf"
+    part.write_bytes(content[: recording.header_bytes + n * recording.record_bytes])
+    (finding,) = (f for f in examine(tmp_path / "in")[0] if f["code"] == "identical")
+    assert [Path(p).name for p in finding["paths"]] == ["NK_0815.edf", "NK_0815 (1).edf"]
+    assert '"NK_0815 (1).edf": "exclude"' in finding["action"]
+    assert finding["figures"]["subjects"] == ["NK_0815", "NK_0815 (1)"]
+    # one that begins alike and goes on otherwise is no copy
+    content[recording.header_bytes + (n - 1) * recording.record_bytes] ^= 1
+    part.write_bytes(content[: recording.header_bytes + n * recording.record_bytes])
+    assert [f for f in examine(tmp_path / "in")[0] if f["code"] == "identical"] == []
+
+
 def test_nights_whose_headers_name_one_patient(sleepers: list[Path], tmp_path: Path, examine) -> None:
     def cohort(*patients: str) -> list[dict]:
         shutil.rmtree(tmp_path / "in", ignore_errors=True)

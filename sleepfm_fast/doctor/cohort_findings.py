@@ -12,7 +12,8 @@ from sleepfm_fast.channels import unknown_labels, unknown_text
 from sleepfm_fast.cohorts.participant_tables import ParticipantTables
 from sleepfm_fast.cohorts.silent_nights import REMEDY, is_scored, is_silent, sentence
 from sleepfm_fast.doctor.findings import Finding, override
-from sleepfm_fast.doctor.measures import POTENTIALS, identical_samples
+from sleepfm_fast.doctor.measures import POTENTIALS, begins_like, identical_samples
+from sleepfm_fast.doctor.night_findings import minutes
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.montage.channel_names import canonical
 from sleepfm_fast.plurals import agreeing, counted, first_of
@@ -36,7 +37,8 @@ def cohort_findings(nights: Sequence[NightReport], tables: ParticipantTables, *,
     """Compare the nights that can be ingested; ``auto``: their montage is that of ``--montage auto``."""
     action = f"{AASM}; or {ALIKE}" if auto else ALIKE
     return [
-        *mixed_montages(nights), *silent(nights), *identical(nights, tables), *shared(nights, tables),
+        *mixed_montages(nights), *silent(nights), *identical(nights, tables), *cut_short(nights, tables),
+        *shared(nights, tables),
         *one_person(nights, tables), *outlying(nights), *against_one(nights, auto=auto), *unused(nights),
         *without_eeg(nights, action), *apart(nights, action),
     ]  # fmt: skip
@@ -118,6 +120,30 @@ def identical(nights: Sequence[NightReport], tables: ParticipantTables) -> Itera
             f"hold the same samples from beginning to end: {named([first, *same])}{leak}",
             f'keep one: --overrides {{"{surplus.path.name}": "exclude"}}', {"subjects": subjects},
         )  # fmt: skip
+
+
+def cut_short(nights: Sequence[NightReport], tables: ParticipantTables) -> Iterator[Finding]:
+    """Recordings that are the beginning of another one, as an incomplete copy is."""
+    groups: dict[str, dict[str, NightReport]] = {}
+    for night in nights:
+        if night.beginning:  # of copies that are identical one stands for all
+            groups.setdefault(night.beginning, {}).setdefault(night.digest, night)
+    for members in groups.values():
+        longest, *others = sorted(members.values(), key=lambda m: (-m.duration_s, m.path))
+        for night in others:
+            try:
+                if not begins_like(open_recording(longest.path), open_recording(night.path)):
+                    continue
+            except SleepfmError:
+                continue
+            subjects = sorted({tables.of(m.path).subject or "" for m in (longest, night)})
+            leak = f", of another subject ({', '.join(subjects)})" if len(subjects) > 1 else ""
+            yield Finding(
+                "warning", "identical", (str(longest.path), str(night.path)), "",
+                f"{night.path.name} holds the first {minutes(night.duration_s)} of {longest.path.name} "
+                f"({minutes(longest.duration_s)}): a copy that was cut short{leak}",
+                f'keep the longer: --overrides {{"{night.path.name}": "exclude"}}', {"subjects": subjects},
+            )  # fmt: skip
 
 
 def shared(nights: Sequence[NightReport], tables: ParticipantTables) -> Iterator[Finding]:

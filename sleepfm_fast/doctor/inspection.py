@@ -19,7 +19,7 @@ from sleepfm_fast.cohorts.night import Night, read_night, refuse_empty
 from sleepfm_fast.doctor.cohort_findings import cohort_findings
 from sleepfm_fast.doctor.findings import SEVERITIES, Channel, Finding, belts_of, channel_findings, channels_of
 from sleepfm_fast.doctor.inspection_text import cohort_lines, finding_lines, night_lines
-from sleepfm_fast.doctor.measures import ChannelMeasures, measure_night
+from sleepfm_fast.doctor.measures import ChannelMeasures, beginning_digest, measure_night
 from sleepfm_fast.doctor.night_findings import night_findings, unreadable
 from sleepfm_fast.doctor.patients import patient_key
 from sleepfm_fast.errors import SleepfmError
@@ -60,7 +60,7 @@ class SlotReport:
 class NightReport:
     """What one file holds; ``failure`` says why it could not be ingested, ``digest`` stands for the samples read.
 
-    ``patient`` stands for the person that the header names, by :func:`patient_key`.
+    ``patient`` stands for the person that the header names, by :func:`patient_key`, ``beginning`` for the first minute.
     """
 
     path: Path
@@ -81,6 +81,7 @@ class NightReport:
     corrections: tuple[dict[str, Any], ...] = ()
     digest: str = ""
     patient: str = ""
+    beginning: str = ""
     findings: tuple[Finding, ...] = ()
 
     @property
@@ -165,6 +166,7 @@ def examined(night: Night, montage: Montage, corrections: Corrections, *, like: 
         corrections=night.corrections,
         digest=measures.digest if measures.n_windows else "",
         patient=patient_key(recording.format, recording.patient),
+        beginning=beginning_digest(recording),
         findings=tuple(findings),
     )
 
@@ -301,8 +303,8 @@ def write_report(path: Path, summary: Mapping[str, Any], lists: Mapping[str, Ite
 
 
 def facts_of(night: NightReport) -> dict[str, Any]:
-    """Fields of a night without its patient, and without its findings, which stand with all the others."""
-    return {f.name: getattr(night, f.name) for f in fields(night) if f.name not in ("findings", "patient")}
+    """Fields of a night but for patient and beginning, and for its findings, which stand with all the others."""
+    return {f.name: getattr(night, f.name) for f in fields(night) if f.name not in ("findings", "patient", "beginning")}
 
 
 def examine(files: Sequence[Path], montage: Montage, request: Request, engine: Engine) -> list[NightReport]:

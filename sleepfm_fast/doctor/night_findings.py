@@ -21,7 +21,7 @@ from sleepfm_fast.scoring.stage_spans import StageSpan, stage_spans
 from sleepfm_fast.scoring.stages import EPOCH_S, NO_STAGE
 from sleepfm_fast.scoring.texts import asks_meaning
 
-__all__ = ["night_findings"]
+__all__ = ["minutes", "night_findings"]
 
 UNSCORED_S = 120.0
 """Lead-in or tail without a stage that is worth saying: four epochs; shorter ones are the calibration's."""
@@ -195,6 +195,7 @@ def lights(night: Night, first_s: float, last_s: float) -> Iterator[Said]:
 
 
 def minutes(seconds: float) -> str:
+    """A length of time as findings say it."""
     return f"{seconds:.0f} s" if abs(seconds) < 600 else f"{seconds / 60:.1f} min"
 
 
