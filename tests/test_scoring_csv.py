@@ -578,7 +578,9 @@ def test_abbreviations_of_events_are_asked_for_and_never_guessed():
     assert np.flatnonzero(clip_labels(said, 900).sdb == 1).tolist() == [0, 3, 10]
 
 
-@pytest.mark.parametrize(("text", "meaning"), [("Gem. Apnoe", "apnea"), ("Hypopnoe gem", "hypopnea"), ("CA", "hypopnea")])
+@pytest.mark.parametrize(
+    ("text", "meaning"), [("Gem. Apnoe", "apnea"), ("Hypopnoe gem", "hypopnea"), ("CA", "hypopnea")]
+)
 def test_the_example_of_a_meaning_fits_the_text(text, meaning):
     (issue,) = said_of(*[(40.0 * i, 20.0, text) for i in range(5)])
     assert f"--meanings '{text}={meaning}'" in issue

@@ -185,7 +185,7 @@ def one_person(nights: Sequence[NightReport], tables: ParticipantTables) -> Iter
             yield Finding(
                 "warning", "perhaps_one_person", tuple(map(str, paths)), "",
                 f"the headers of {len(paths)} recordings ({named(members)}) name the same patient, who counts as "
-                f"{n_subjects} subjects and may be in both training and test",
+                f"{counted(n_subjects, 'subject')} and may be in both training and test",
                 "if they are one person, give --participants with the columns recording and subject",
                 {"recordings": len(paths)},
             )  # fmt: skip
