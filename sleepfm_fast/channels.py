@@ -7,7 +7,7 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -36,6 +36,7 @@ __all__ = [
     "fits",
     "kind_of",
     "likely_slot",
+    "meant_slot",
     "passed_over",
     "passed_over_text",
     "resolve_auto",
@@ -43,6 +44,8 @@ __all__ = [
     "unit_of",
     "unknown_labels",
     "unknown_text",
+    "unused_by_slot",
+    "with_stand_ins",
 ]
 
 AUTO_SHARE = 0.5
@@ -227,6 +230,46 @@ def resolve_auto(recordings: Sequence[Sequence[Signal]]) -> Montage:
     )
 
 
+def with_stand_ins(montage: Montage) -> Montage:
+    """A montage whose slots accept the stand-ins of the channel that they are, as those of ``aasm`` do.
+
+    ``auto`` makes slots without any; of another laboratory's recordings they would stay empty. A slot may have the name
+    under which a cohort records the channel: SHHS' ``EEG`` and MESA's ``EEG3`` are both C4-M1.
+    """
+    modalities = (Modality(m.name, tuple(map(with_stand_in, m.slots))) for m in montage.modalities)
+    return Montage(montage.name, tuple(modalities))
+
+
+def with_stand_in(slot: Slot) -> Slot:
+    known = aasm_slot(slot.name, slot.kind)
+    if slot.substitutes or known is None:
+        return slot
+    if known.name == slot.name:
+        return replace(slot, substitutes=known.substitutes)
+    others = tuple(label for label in (*known.aliases, *known.substitutes) if not fits(label, slot.name, slot.kind))
+    return replace(slot, substitutes=others)
+
+
+def aasm_slot(label: str, kind: str) -> Slot | None:
+    """The slot of ``aasm`` that a label fills, itself or as a stand-in."""
+    slots = [slot for slot in MONTAGES["aasm"].slots if slot.kind == kind]
+    for names in (lambda slot: (slot.name, *slot.aliases), lambda slot: slot.substitutes):
+        for slot in slots:
+            if any(fits(label, alias, kind) for alias in names(slot)):
+                return slot
+    return None
+
+
+def unused_by_slot(recordings: Iterable[Sequence[Signal]], montage: Montage) -> dict[str, list[str]]:
+    """Labels that no slot uses and that a slot may mean: of its kind, else of unknown meaning; the commonest first."""
+    counts: Counter[str] = Counter()
+    for signals in recordings:
+        counts.update({signal.label.strip() for signal in unassigned(signals, assign(signals, montage))})
+    labels = sorted((label for label in counts if label), key=lambda label: (-counts[label], label))
+    unknown = [label for label in labels if is_unknown(label)]
+    return {slot.name: [x for x in labels if kind_of(x) == slot.kind] or unknown for slot in montage.slots}
+
+
 def passed_over(recordings: Sequence[Sequence[Signal]], montage: Montage) -> dict[str, int]:
     """Kinds that most recordings have a channel of and the montage has no slot for, with how many have one.
 
@@ -275,6 +318,17 @@ def likely_slot(label: str, slots: Iterable[Slot]) -> Slot | None:
     """First slot of the kind that a label says, None where it says none or there is no such slot."""
     kind = kind_of(label)
     return next((slot for slot in slots if slot.kind == kind), None)
+
+
+def meant_slot(label: str, slots: Sequence[Slot]) -> Slot | None:
+    """The slot that a label may mean: of an EEG only one that the table knows, as another electrode is another signal.
+
+    SHHS' ``EEG`` and MESA's ``EEG3`` are the same electrodes, ``EEG`` and ``EEG1`` are not.
+    """
+    if kind_of(label) != "eeg":
+        return likely_slot(label, slots)
+    known = aasm_slot(label, "eeg")
+    return next((slot for slot in slots if known is not None and aasm_slot(slot.name, slot.kind) == known), None)
 
 
 @lru_cache(maxsize=65536)

@@ -312,6 +312,7 @@ def write_all(
     """Write the folder of predictions: of all clips ``asked`` for, those without a channel have no class."""
     from sleepfm_fast.baselines.supervised_clips import StoreFacts
     from sleepfm_fast.evaluation.classification import probability_of
+    from sleepfm_fast.evaluation.missing_channels import missing_channels
     from sleepfm_fast.evaluation.predictions import Predicted, starts_of, write_predictions
     from sleepfm_fast.evaluation.tasks import TASKS, labels_of
     from sleepfm_fast.runs.splits import SPLITS
@@ -324,6 +325,10 @@ def write_all(
     names = [recording.id for recording in store.recordings]
     known: dict[str, int] = classifier.config["subjects"]
     sides = [SPLITS[known[name]] if name in known else "" for name in store.subjects]
+    there = [names[i] for i in np.unique(np.asarray(store.recording)[asked]).tolist()]
+    missing = missing_channels(config.store, config.run, there, classifier.clip_input.modalities)
+    for notice in missing.notices():
+        say(f"notice: {notice}")
     found = Predicted(
         tuple(task.names[k] for k in classifier.classes),
         probability,
@@ -335,6 +340,7 @@ def write_all(
         names,
         store.subjects,
         [sides[subject] for subject in np.asarray(facts.subject)[asked].tolist()],
+        missing.slots,
     )
     starts = starts_of(config.store, names)
     write_predictions(config.predictions, record, found, starts, task=classifier.task, made_of=made_of)

@@ -192,6 +192,8 @@ def _with_chance(figures: dict[str, Any]) -> dict[str, float | None]:
 
 def main(config: Config) -> dict[str, Any]:
     """Fit, test and summarise; the result is what the command prints as JSON and writes."""
+    from sleepfm_fast.embeddings import Embeddings
+    from sleepfm_fast.evaluation.changed_store import say_changed_store
     from sleepfm_fast.evaluation.few_shot_points import partial_path
     from sleepfm_fast.results import claimed_result
     from sleepfm_fast.storage.standing import digest_of_file, key_of
@@ -201,6 +203,7 @@ def main(config: Config) -> dict[str, Any]:
     with claimed_result(config.result, overwrite=config.overwrite, made_of=key) as finished:
         if finished is not None:
             partial_path(config.result).unlink(missing_ok=True)  # where a kill came before it was removed
+            say_changed_store(Embeddings(config.embeddings))
             return finished.printed
         return _drawn(config, key)
 

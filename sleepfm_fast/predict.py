@@ -118,6 +118,7 @@ def prior_of(result: Result) -> npt.NDArray[np.float64]:
 def main(config: Config) -> dict[str, Any]:
     """Classify every clip that has the modalities; returns what ends the command."""
     from sleepfm_fast.embeddings import Embeddings
+    from sleepfm_fast.evaluation.changed_store import say_changed_store
     from sleepfm_fast.evaluation.logistic import model_of
     from sleepfm_fast.evaluation.predictions import claimed_predictions, starts_of
     from sleepfm_fast.results import read_result
@@ -142,6 +143,8 @@ def main(config: Config) -> dict[str, Any]:
     }
     key = key_of("predict", config, inputs)
     with claimed_predictions(config.predictions, overwrite=config.overwrite, made_of=key) as finished:
+        if finished is not None:
+            say_changed_store(embeddings)
         found = _predicted(config, key, result, model, embeddings, starts) if finished is None else finished
         return {**found, "predictions": str(config.predictions), "seconds": round(time.perf_counter() - started, 3)}
 
@@ -159,6 +162,7 @@ def _predicted(
     from sleepfm_fast.evaluation.changed_store import say_changed_store
     from sleepfm_fast.evaluation.classification import probability_of
     from sleepfm_fast.evaluation.logistic import Features
+    from sleepfm_fast.evaluation.missing_channels import missing_channels
     from sleepfm_fast.evaluation.penalty import scores
     from sleepfm_fast.evaluation.predictions import Predicted, write_predictions
     from sleepfm_fast.evaluation.tasks import TASKS, labels_of
@@ -193,6 +197,10 @@ def _predicted(
             f"{agreeing(len(seen), 'has the name', 'have the names')} of training or validation subjects "
             f"({first_of(seen, 3)}). If they are the same people, the probe's predictions for them do not test it."
         )
+    run = None if embeddings.features else Path(about.run)
+    missing = missing_channels(config.store or embeddings.store_path, run, about.recordings, modalities)
+    for notice in missing.notices():
+        say(f"notice: {notice}")
     odds = scores(Features(embeddings, clips, modalities), model)
     p = probability_of(odds)
     p = correct_for_prior(p, prior_of(result) if config.correct_prior else np.ones(p.shape[1]))
@@ -210,6 +218,7 @@ def _predicted(
         about.recordings,
         about.subjects,
         [side[about.subjects[subject]] for subject in np.asarray(embeddings.subject).tolist()],
+        missing.slots,
     )
     record = {
         "command": "predict",

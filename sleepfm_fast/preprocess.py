@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
+from sleepfm_fast.channels import with_stand_ins
 from sleepfm_fast.cli.command import run
 from sleepfm_fast.cli.given_paths import TakesPaths
 from sleepfm_fast.cli.misplaced import Place, reads, writes
@@ -131,7 +132,7 @@ def main(config: Config) -> dict[str, Any]:
             overrides=config.overrides,
             like=config.like,
         ),
-        None if config.like is None else montage_like(config.like),
+        None if config.like is None else with_stand_ins(montage_like(config.like)),
     )
     with open_engine(config.backend, config.workers, config.dask_scheduler, folder=files[0].parent) as engine:
         if config.inspect:

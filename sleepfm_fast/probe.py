@@ -166,13 +166,18 @@ def _fitted(
 
 def main(config: Config) -> dict[str, Any]:
     """Fit, test and report; the result is what the command prints as JSON, intervals as dicts."""
+    from sleepfm_fast.embeddings import Embeddings
+    from sleepfm_fast.evaluation.changed_store import say_changed_store
     from sleepfm_fast.results import claimed_result
     from sleepfm_fast.storage.standing import digest_of_file, key_of
 
     _check(config)
     key = key_of("probe", config, {"embeddings": digest_of_file(config.embeddings / "embeddings.json")})
     with claimed_result(config.result, overwrite=config.overwrite, made_of=key) as finished:
-        return _probed(config, key) if finished is None else finished.printed
+        if finished is None:
+            return _probed(config, key)
+        say_changed_store(Embeddings(config.embeddings))
+        return finished.printed
 
 
 def _probed(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:

@@ -183,6 +183,8 @@ def _arrays(embeddings: Embeddings, ranked: dict[tuple[str, str], Ranked]) -> di
 
 def main(config: Config) -> dict[str, Any]:
     """Rank, summarise and report; the result is what the command prints as JSON."""
+    from sleepfm_fast.embeddings import Embeddings
+    from sleepfm_fast.evaluation.changed_store import say_changed_store
     from sleepfm_fast.evaluation.kept_ranks import remove_kept
     from sleepfm_fast.results import claimed_result
     from sleepfm_fast.storage.standing import digest_of_file, key_of
@@ -192,6 +194,7 @@ def main(config: Config) -> dict[str, Any]:
     with claimed_result(config.result, overwrite=config.overwrite, made_of=key) as finished:
         if finished is not None:
             remove_kept(finished.path)  # where a kill came before they were removed
+            say_changed_store(Embeddings(config.embeddings))
             return finished.printed
         return _retrieved(config, key)
 

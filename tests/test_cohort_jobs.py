@@ -604,9 +604,16 @@ def test_a_night_that_is_left_out_is_taken_out_when_told(cohort: Path, tmp_path:
     status, result = preprocess(capsys, cohort, store, "--overrides", overrides, "--overwrite")
     assert (status, result["nights"], result["kept"], result["added"]) == (0, 3, 3, 0)
     assert contents(store) == contents(tmp_path / "without")
-    # and taken in again without the entry
-    status, result = preprocess(capsys, cohort, store)
+    assert result["absent"] == 0, "what is left out is no other task's"
+    # and taken in again without the entry, which is said and not forgotten
+    for further in ((), ("--overwrite",), ("--shard", "1/2")):
+        assert cli([str(cohort), str(store), "--workers", "1", *further]) == 1
+        assert "1 recording (b1.edf) was left out of" in capsys.readouterr().err
+    assert contents(store) == contents(tmp_path / "without")
+    overrides.write_text("{}")
+    status, result = preprocess(capsys, cohort, store, "--overrides", overrides)
     assert (status, result["nights"], result["added"]) == (0, 4, 1)
+    assert preprocess(capsys, cohort, store)[1]["kept"] == 4
     assert {row["status"] for row in manifest_rows(store)} == {"ingested"}
 
 

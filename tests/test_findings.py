@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from planted import plant, samples_of
 
 from sleepfm_fast import simulate
 from sleepfm_fast.clips import ClipStore
+from sleepfm_fast.doctor.patients import patient_key
 from sleepfm_fast.edf import read_recording
 from sleepfm_fast.preprocess import cli
 
@@ -26,7 +28,10 @@ def sleepers(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two clean recordings of six minutes, which are read whole."""
     folder = tmp_path_factory.mktemp("clean") / "edf"
     assert simulate.cli([str(folder), "--subjects", "2", "--hours", "0.1", "--seed", "5", "--workers", "1"]) == 0
-    return sorted(folder.glob("*.edf"))
+    paths = sorted(folder.glob("*.edf"))
+    for path in paths:  # nights of several tests are copies of these, and of nobody
+        plant(path, path, file_header={8: b"X X X X".ljust(80)})
+    return paths
 
 
 @pytest.fixture
@@ -422,6 +427,72 @@ def test_recordings_that_are_one(sleepers: list[Path], tmp_path: Path, examine) 
     assert examine(tmp_path / "in", "--overrides", tmp_path / "o.json")[0] == []
 
 
+def test_a_copy_that_was_cut_short(sleepers: list[Path], tmp_path: Path, examine) -> None:
+    plant(sleepers[0], tmp_path / "in" / "NK_0815.edf")
+    plant(sleepers[1], tmp_path / "in" / "other.edf")
+    recording, content = read_recording(sleepers[0]), bytearray(sleepers[0].read_bytes())
+    n = recording.n_records * 6 // 10
+    content[236:244] = str(n).encode().ljust(8)
+    part = tmp_path / "in" / "NK_0815 (1).edf"
+    part.write_bytes(content[: recording.header_bytes + n * recording.record_bytes])
+    (finding,) = (f for f in examine(tmp_path / "in")[0] if f["code"] == "identical")
+    assert [Path(p).name for p in finding["paths"]] == ["NK_0815.edf", "NK_0815 (1).edf"]
+    assert '"NK_0815 (1).edf": "exclude"' in finding["action"]
+    assert finding["figures"]["subjects"] == ["NK_0815", "NK_0815 (1)"]
+    # one that begins alike and goes on otherwise is no copy
+    content[recording.header_bytes + (n - 1) * recording.record_bytes] ^= 1
+    part.write_bytes(content[: recording.header_bytes + n * recording.record_bytes])
+    assert [f for f in examine(tmp_path / "in")[0] if f["code"] == "identical"] == []
+
+
+def test_nights_whose_headers_name_one_patient(sleepers: list[Path], tmp_path: Path, examine) -> None:
+    def cohort(*patients: str) -> list[dict]:
+        shutil.rmtree(tmp_path / "in", ignore_errors=True)
+        for i, patient in enumerate(patients):
+            change = {EEG: lambda x, i=i: np.roll(x, i)}
+            plant(sleepers[i % 2], tmp_path / "in" / f"{i}.edf", change, file_header={8: patient.encode().ljust(80)})
+        return examine(tmp_path / "in", *tables)[0]
+
+    tables: tuple[object, ...] = ()
+    code = "P-4711 X X X"
+    findings = cohort(code, "p-4711 F 02-MAY-1951 Ana", "X X X X")
+    assert codes(findings) == [("warning", "perhaps_one_person", "")]
+    assert [Path(p).name for p in findings[0]["paths"]] == ["0.edf", "1.edf"]
+    assert "4711" not in findings[0]["text"], "codes and names of patients stay in the recordings"
+    assert cohort("X X X X", "X X X X", "") == []
+    assert cohort("X F X Female_33yr", "X F X Female_33yr") == []
+    assert cohort(*[code] * 3, "X X X X", "X X X X") == [], "the code of most is that of the study"
+    # a table says whose they are; one that repeats the names does not
+    table = tmp_path / "p.csv"
+    tables = ("--participants", table)
+    table.write_text("recording,subject\n0.edf,Ana\n1.edf,Ana\n")
+    assert cohort(code, code) == []
+    table.write_text("recording,subject\n0.edf,Ana\n1.edf,Eva\n")
+    assert cohort(code, code) == []
+    table.write_text("recording,subject\n0.edf,0\n1.edf,1\n")
+    assert [f["code"] for f in cohort(code, code)] == ["perhaps_one_person"]
+
+
+@pytest.mark.parametrize(
+    ("file_format", "field", "is_somebody"),
+    [
+        ("EDF+C", "MCH-0234567 F 02-MAY-1951 Haagse_Harry", True),
+        ("EDF+C", "X F 02-MAY-1951 Haagse_Harry", False),  # by the code alone: names are left as they were written
+        ("BDF+C", "0000 X X X", False),
+        ("EDF", "Ana Maria Beispiel", True),
+        ("EDF", "S001", True),
+        ("EDF", "", False),
+        ("EDF", "anonymous", False),
+        ("EDF", "M", False),
+        ("EDF", "Female 33 yr", False),
+        ("EDF", "psg", False),
+    ],
+)
+def test_which_patient_fields_name_somebody(file_format: str, field: str, is_somebody: bool) -> None:
+    assert bool(patient_key(file_format, field)) == is_somebody
+    assert patient_key(file_format, field) == patient_key(file_format, f" {field.upper()}  ")
+
+
 def test_file_names_in_several_folders(sleepers: list[Path], tmp_path: Path, examine) -> None:
     for i, site in enumerate("ab"):
         plant(sleepers[i], tmp_path / "in" / site / "psg.edf")
@@ -451,6 +522,51 @@ def test_mixed_montages_and_rates(sleepers: list[Path], tmp_path: Path, examine)
     assert [group["nights"] for group in groups] == [3, 1]
     assert "1 (x.edf) lack O2-M1" in text
     assert "Light" in next(f for f in findings if f["code"] == "missing_slot")["action"]
+
+
+@pytest.mark.parametrize(("n_mesa", "code", "said"), [(3, "eeg_apart", "EEG3"), (2, "eeg_lost", "EEG3")])
+def test_nights_of_two_laboratories_without_an_eeg_in_common(n_mesa, code, said, tmp_path: Path, examine) -> None:
+    (tmp_path / "in").mkdir()
+    for i in range(3):
+        write_night(tmp_path / "in" / f"s{i}.edf", leads=(Lead("EEG"), Lead("ECG", 200, "mV", 5.0)), seed=i)
+    for i in range(n_mesa):
+        leads = (Lead("EEG3"), Lead("EEG1"), Lead("ECG", 200, "mV", 5.0))
+        write_night(tmp_path / "in" / f"m{i}.edf", leads=leads, seed=10 + i)
+    findings, text = examine(tmp_path / "in")
+    (found,) = [f for f in findings if f["code"] in ("eeg_apart", "eeg_lost")]
+    assert (found["severity"], found["code"]) == ("warning", code)
+    assert found["action"].startswith("--montage aasm")
+    assert said in found["text"]
+    assert "m0.edf" in found["text"]
+    assert "--montage aasm" in next(line for line in text.splitlines() if code in line)
+    assert not any('{"EEG1": {"alias"' in f["action"] for f in findings)
+    if code == "eeg_lost":
+        assert any('{"EEG3": {"alias": "EEG"}}' in f["action"] for f in findings)
+    findings, _ = examine(tmp_path / "in", "--montage", "aasm")
+    assert not [f for f in findings if f["code"] in ("eeg_apart", "eeg_lost")]
+
+
+def test_electrodes_against_a_common_reference(tmp_path: Path, examine) -> None:
+    leads = [Lead(label) for label in ("C3", "C4", "A1", "A2", "L Chin", "R Chin", "ECG L", "ECG R")]
+    write_night(tmp_path / "n.edf", leads=leads)
+    findings, text = examine(tmp_path / "n.edf")
+    (found,) = [f for f in findings if f["code"] == "common_reference"]
+    assert found["severity"] == "warning"
+    assert "--montage aasm derives" in found["action"]
+    assert "common_reference" in text
+    assert not [f for f in examine(tmp_path / "n.edf", "--montage", "aasm")[0] if f["code"] == "common_reference"]
+    write_night(tmp_path / "d.edf", leads=[Lead("C3-A2"), Lead("C4-A1"), Lead("ECG")])
+    assert not [f for f in examine(tmp_path / "d.edf")[0] if f["code"] == "common_reference"]
+
+
+def test_a_wrong_unit_of_one_night_has_one_finding_with_the_unit_that_fits(sleepers, tmp_path: Path, examine) -> None:
+    for i in range(6):
+        header = {"Chin EMG": {"unit": "mV"}} if i == 5 else {}
+        plant(sleepers[0], tmp_path / "in" / f"n{i}.edf", {"Chin EMG": lambda x, i=i: np.roll(x, i)}, header=header)
+    findings, _ = examine(tmp_path / "in")
+    (found,) = [f for f in findings if f["channel"] == "Chin EMG" and f["severity"] == "warning"]
+    assert found["code"] == "unit"
+    assert '"unit": "uV"' in found["action"]
 
 
 def test_an_amplitude_that_sticks_out_of_the_cohort(sleepers: list[Path], tmp_path: Path, examine) -> None:

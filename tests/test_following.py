@@ -148,6 +148,9 @@ def test_a_second_laboratory_by_pasting(cohort_store, tmp_path, capsys, monkeypa
         "probe run/transfer run/results/external-stage --task stage",
         "report run",
     ]
+    # Wherever the embeddings lie: in the run's folder they are not the run's own.
+    assert embed.cli(["run", "second", "run/theirs"]) == 0
+    assert shlex.join(next_of(capsys)[2:]).startswith("sleepfm_fast.predict run/results/stage run/theirs ")
     # Nights that lack what the probe was fitted on are not proposed to it.
     for name in ("emb", "lacking"):
         shutil.copytree("theirs", name)

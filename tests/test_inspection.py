@@ -10,6 +10,8 @@ from nights import DATA, LEADS, Lead, contents, preprocess, write_night
 
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.doctor import inspection
+from sleepfm_fast.doctor.findings import Finding
+from sleepfm_fast.doctor.inspection_text import finding_lines
 from sleepfm_fast.execution.parallel import WorkersLost
 from sleepfm_fast.preprocess import cli
 
@@ -217,3 +219,15 @@ def test_a_file_whose_worker_dies_is_looked_at_alone_and_reported_if_it_dies_aga
     told = f"{tmp_path / 'c.edf'}: the process that read it died, perhaps because memory ran out."
     assert nights["c"]["failure"] == told
     assert text.count(told) >= 1
+
+
+def test_nights_without_scoring_are_grouped_by_reason():
+    def night(name, action):
+        return Finding("warning", "no_scoring", (f"cohort/{name}.edf",), "", "no scoring was found", action)
+
+    findings = [night(f"s{i}", f"name its file like the recording (s{i}.csv)") for i in range(9)]
+    findings += [night(f"t{i}", f"the file t{i}.csv was not used: cohort/t{i}.csv is empty") for i in range(9)]
+    lines = finding_lines(findings)[1:]
+    assert len(lines) == 2
+    assert "9 recordings, such as s0.edf" in lines[0]
+    assert "t0.csv was not used" in lines[1]

@@ -83,6 +83,16 @@ def test_equal_coverage_goes_to_the_later_start():
     assert any("1 that stayed undecided" in issue for issue in twice.issues)
 
 
+def test_two_scorers_in_one_file_are_noticed():
+    one = [(30 * i, 30, "N2") for i in range(40)]
+    other = [(30 * i, 30, "N3" if i % 4 == 0 else "N2") for i in range(40)]
+    (said,) = [issue for issue in clip_labels(scored(*one, *other), 1200).issues if "two scorers" in issue]
+    assert "10 of 40 with different stages" in said
+    assert "--labels" in said
+    for alike in ((*one, *one), one, (*one, (30, 30, "N3"))):
+        assert not any("two scorers" in issue for issue in clip_labels(scored(*alike), 1200).issues)
+
+
 def test_movement_covers_like_a_stage():
     assert clip_labels(scored((0, 30, "N2"), (30, 20, "Movement time"), (50, 10, "N2")), 60).stage.tolist() == [2, -1]
     assert clip_labels(scored((0, 30, "N2"), (30, 8, "Movement"), (38, 22, "N2")), 60).stage.tolist() == [2, 2]

@@ -96,3 +96,17 @@ def test_the_table_of_a_store(tmp_path: Path, capsys) -> None:
     with (store / "nights.csv").open(newline="") as file:
         a, b, c = csv.DictReader(file)
     assert (b["hypopneas"], b["apnea_hypopnea_index"], c["hypopneas"]) == ("0", "", "")
+
+
+def test_lights_off_and_on_are_in_the_table(tmp_path: Path, capsys) -> None:
+    nights, store = tmp_path / "nights", tmp_path / "store"
+    nights.mkdir()
+    lights = [(45, 1, "Lights Off"), (150, 1, "lights on"), (180, 1, "LIGHTS OUT"), (420, 1, "Lights_On")]
+    lights += [(60, 1, "light sleep")]
+    write_night(nights / "a.edf", seconds=480, stages="W12R", first_stage_s=60, events=lights)
+    write_night(nights / "b.edf", seconds=480, stages="W12R", events=[(90, 1, "Lights out")])
+    write_night(nights / "c.edf", seconds=480, stages="W12R")
+    assert preprocess(capsys, nights, store)[0] == 0
+    with (store / "nights.csv").open(newline="") as file:
+        found = [(row["lights_off_min"], row["lights_on_min"]) for row in csv.DictReader(file)]
+    assert found == [("0.75", "7"), ("1.5", ""), ("", "")]

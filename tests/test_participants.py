@@ -250,6 +250,12 @@ def test_names_that_look_like_nights_of_one_person_are_said(tmp_path, names, gro
     rows = "".join(f"{name}.edf,S\n" for name in names)
     named = ParticipantTables(((None, table(tmp_path, "recording,subject\n" + rows)),))
     assert named.perhaps_one_person(paths) == []
+    # a table of recordings that calls none a subject's tells no more than the names
+    rows = "".join(f"{name}.edf,{name.upper()}\n" for name in names)
+    repeating = ParticipantTables(((None, table(tmp_path, "recording,subject\n" + rows)),))
+    assert repeating.perhaps_one_person(paths) == found
+    repeating = ParticipantTables(((None, table(tmp_path, "ID;Name\n" + "".join(f"{n};Ana\n" for n in names))),))
+    assert repeating.perhaps_one_person(paths) == found
 
 
 @pytest.mark.parametrize(

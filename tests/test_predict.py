@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from synthetic_embeddings import columns_of, description_of, write_folder
 
-from sleepfm_fast import few_shot, predict, probe, transfer
+from sleepfm_fast import few_shot, predict, probe, retrieve, transfer
 from sleepfm_fast.annotations import read_scoring
+from sleepfm_fast.channels import Modality, Montage, Slot
 from sleepfm_fast.embeddings import Embeddings
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.evaluation import changed_store
 from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter
 from sleepfm_fast.evaluation.predicted_nights import agreement, beside_scorer
 from sleepfm_fast.evaluation.predictions import edf_annotations, file_stems, stage_spans
@@ -65,6 +67,26 @@ def test_test_clips_get_the_probes_own_probabilities(fitted, tmp_path, capsys):
     assert sum(done["predicted"].values()) == len(rows)
 
 
+def test_what_is_finished_says_that_the_store_has_changed_since(fitted, tmp_path, monkeypatch, capsys):
+    """Who repeats a command after adding nights expects them in its figures."""
+    folder, _ = fitted
+    commands = (
+        lambda: probe.main(probe.Config(folder, "stage", tmp_path / "result", bootstraps=0)),
+        lambda: predict.main(predict.Config(tmp_path / "result", folder, tmp_path / "out")),
+        lambda: retrieve.main(retrieve.Config(folder, tmp_path / "retrieval", bootstraps=0)),
+        lambda: few_shot.main(few_shot.Config(folder, tmp_path / "curve", "stage", subjects=(2,), replicates=1)),
+    )
+    for command in commands:
+        command()
+    monkeypatch.setattr(changed_store, "store_note", lambda embeddings: "the store has 2 clips more.")
+    for command in commands:
+        capsys.readouterr()
+        command()
+        said = capsys.readouterr().err
+        assert "already finished" in said
+        assert "notice: the store has 2 clips more." in said
+
+
 def test_every_recording_has_files_of_its_own():
     """Joined stores put a slash into names; another recording may have the name that is left without it."""
     assert file_stems(["b", "a/b", "a/c"]) == {"b": "b", "a/b": "a-b", "a/c": "a-c"}
@@ -88,6 +110,34 @@ def test_people_of_another_store_whom_the_probe_knows_are_said(fitted, tmp_path,
     assert "notice: 2 of the 4 subjects have the names of training or validation subjects (s000, s006)." in said
     nights = {night["subject"]: night["split"] for night in rows_of(tmp_path / "out" / "nights.csv")}
     assert nights == {"stranger": "", "s000": "train", "s006": "validation", "s007": "test"}
+
+
+def test_a_night_without_the_networks_eeg_is_said_and_written(fitted, tmp_path, capsys):
+    """Only the store says which channels a night had: its brain may be an EOG alone."""
+    (recordings := tmp_path / "store2" / "recordings").mkdir(parents=True)
+    (run := tmp_path / "run").mkdir()
+    slots = [Slot("C4-M1", "eeg", ("C4-M1",)), Slot("E1", "eog", ("E1",))]
+    montage = Montage("auto", (Modality("respiratory", (Slot("Chest", "respiration", ("Chest",)),)),
+                               Modality("brain", tuple(slots))))  # fmt: skip
+    (run / "config.json").write_text(json.dumps({"montage": montage.to_dict()}))
+    for i in range(3):  # the last night's record is lost
+        present = {"Chest": i == 0, "C4-M1": i == 0, "E1": True}
+        channels = [{"slot": slot, "present": there} for slot, there in present.items()]
+        (recordings / f"s{i:03d}_night1.json").write_text(json.dumps({"channels": channels}))
+    new = planted(
+        tmp_path / "new", seed=5, split_of=np.array([2, 0, 1, 2]), store=str(tmp_path / "store2"), run=str(run),
+        presets={"weights": {"sha256": "a"}},
+    )  # fmt: skip
+    predict.main(predict.Config(tmp_path / "result", new, tmp_path / "out"))
+    said = capsys.readouterr().err
+    assert "notice: 2 nights have no EEG (C4-M1), which" in said
+    assert "may be far off (s001_night1, s002_night1)" in said
+    assert "no EOG" not in said
+    nights = {night["recording"]: night["missing_channels"] for night in rows_of(tmp_path / "out" / "nights.csv")}
+    assert nights == {"s000_night1": "", "s001_night1": "Chest; C4-M1", "s002_night1": "Chest; C4-M1",
+                      "s003_night1": ""}  # fmt: skip
+    record = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert record["missing_channels"] == {f"s00{i}_night1": ["Chest", "C4-M1"] for i in (1, 2)}
 
 
 def test_correcting_the_prior_multiplies_by_the_training_frequencies(fitted, tmp_path):

@@ -510,3 +510,24 @@ def test_a_night_that_cannot_be_described_has_failed_and_is_not_lost_without_a_w
     assert "cannot be kept in a store" in result["failed"][-1]["reason"]
     assert result["nights"] == result["added"]
     assert not list((tmp_path / "store" / "recordings").glob("c1*"))
+
+
+def test_what_failed_and_no_longer_exists_is_no_failure(cohort: Path, tmp_path: Path, capsys) -> None:
+    """As after a rename: the methods of a paper would count a night that was never left out."""
+    store = tmp_path / "store"
+    (cohort / "c.edf").write_bytes(b"<html>")
+    (cohort / "link.edf").symlink_to(tmp_path / "not fetched.edf")
+    assert preprocess(capsys, cohort, store)[0] == 1
+    statuses = {Path(e.path).name: e.status for e in read_manifest(store)}
+    assert (statuses["c.edf"], statuses["link.edf"]) == ("failed", "failed")
+    (cohort / "c.edf").unlink()
+    preprocess(capsys, cohort, store)
+    rows = {Path(e.path).name: e for e in read_manifest(store)}
+    assert (rows["c.edf"].status, rows["link.edf"].status) == ("gone", "failed"), "a link to nothing is a night"
+    assert rows["c.edf"].reason.startswith("the file no longer exists; before: ")
+    for name in ("link.edf", "c.edf"):
+        (cohort / name).unlink(missing_ok=True)
+    write_night(cohort / "c.edf", seed=8)
+    assert preprocess(capsys, cohort, store)[0] == 0
+    statuses = {Path(e.path).name: e.status for e in read_manifest(store)}
+    assert (statuses["c.edf"], statuses["link.edf"]) == ("ingested", "gone")

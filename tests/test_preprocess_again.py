@@ -23,7 +23,9 @@ import sleepfm_fast.cohorts.ingest
 import sleepfm_fast.cohorts.night
 import sleepfm_fast.storage.columns
 import sleepfm_fast.store.clip_writer
+from sleepfm_fast.channels import with_stand_ins
 from sleepfm_fast.clips import ClipStore, ClipStoreError
+from sleepfm_fast.cohorts.ingest import Request, settle_montage
 from sleepfm_fast.preprocess import cli
 from sleepfm_fast.storage.claims import Claim
 
@@ -114,12 +116,45 @@ def test_a_second_cohort_takes_the_channels_of_a_store_or_a_run(cohort: Path, tm
         assert "notice: no night has Thermal Flow, SpO2, which --like asks for" in shown.err
         n_filled = last_json(shown.out)["nights_by_channel"]
         assert (n_filled["ECG"], n_filled["SpO2"]) == (1, 0)
-        assert ClipStore(made).montage == montage
+        assert ClipStore(made).montage == with_stand_ins(montage)
         assert ClipStore(made).store["configuration"]["inputs"][0]["like"] == str(like)
         before = contents(made)
         for again in (["--like", like], []):  # and later runs need not say it
             assert preprocess(capsys, second, made, *again)[0] == 0
             assert contents(made) == before
+
+
+def test_a_slot_of_like_takes_the_stand_ins_of_aasm(tmp_path: Path, capsys) -> None:
+    """SHHS' EEG and MESA's EEG3 are both C4-M1; a candidate is named where the table knows none."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder, leads in (
+        (first, (Lead("C4-M1"), Lead("F3-M2"), Lead("ECG"), Lead("Chest", 25))),
+        (second, (Lead("EEG"), Lead("Pz"), Lead("Gurke"), Lead("Thor", 25))),
+    ):
+        folder.mkdir()
+        write_night(folder / f"{folder.name}.edf", leads=leads)
+    preprocess(capsys, first, tmp_path / "A")
+    assert cli([str(second), str(tmp_path / "B"), "--like", str(tmp_path / "A")]) == 0
+    shown = capsys.readouterr()
+    by_channel = last_json(shown.out)["nights_by_channel"]
+    assert by_channel == {"Chest": 1, "C4-M1": 1, "F3-M2": 0, "ECG": 0}
+    assert "signal 'EEG' stands in for C4-M1" in shown.err
+    assert "notice: no night has F3-M2 (not used: Pz), ECG (not used: Gurke), which --like asks for" in shown.err
+    assert 'if Pz is F3-M2, {"*": {"Pz": {"alias": "F3-M2"}}}, and --overwrite' in shown.err
+    # nights without their own names of the first are no less at home: MESA by SHHS
+    (third := tmp_path / "third").mkdir()
+    write_night(third / "third.edf", leads=(Lead("EEG3"), Lead("EEG1")))
+    preprocess(capsys, second, tmp_path / "C", "--montage", "auto")
+    _, found = preprocess(capsys, third, tmp_path / "D", "--like", tmp_path / "C")
+    assert found["nights_by_channel"]["EEG"] == 1
+    # a store of an earlier version, without stand-ins, stays as it is
+    record = json.loads((tmp_path / "B" / "store.json").read_text())
+    montage = ClipStore(tmp_path / "A").montage
+    settled = settle_montage(
+        Request("auto", None, False, False, like=with_stand_ins(montage)), tmp_path / "B",
+        {**record, "montage": montage.to_dict()},
+    )  # fmt: skip
+    assert settled == montage
 
 
 def test_what_fills_no_slot_of_like_is_not_told_to_choose_a_montage(cohort: Path, tmp_path: Path, capsys) -> None:
@@ -152,7 +187,7 @@ def test_other_channels_than_those_of_like_are_refused(cohort: Path, tmp_path: P
         assert sentence in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
     assert preprocess(capsys, cohort, other, "--like", store, "--overwrite")[0] == 0
-    assert ClipStore(other).montage == ClipStore(store).montage
+    assert ClipStore(other).montage == with_stand_ins(ClipStore(store).montage)
 
 
 def test_a_changed_source_is_noticed(cohort: Path, tmp_path: Path, capsys) -> None:

@@ -169,6 +169,84 @@ def epochs_from(first_s, n=120, header="Time,Duration,Stage"):
     return "\n".join((header, *rows))
 
 
+@pytest.mark.parametrize(
+    ("header", "factor", "hint"),
+    [
+        ("onset,duration,stage", (1000, 1000), r"would fit milliseconds: .* Onset \(ms\) and Duration \(ms\)"),
+        ("onset,duration,stage", (1000, 1), r"would fit milliseconds: .* names, Onset \(ms\)\."),
+        ("onset,duration,stage", (1, 1000), r"stages last 8\.3 hours .* milliseconds: .* Duration \(ms\)"),
+        ("onset,stage", (1000, None), r"119 of the 120 times .* 60\.0 minutes\. .* would fit milliseconds"),
+        ("onset,stage", (256, None), r"would fit samples at 256 Hz"),
+        ("onset,stage", (10, None), r"would fit samples at 10 Hz"),
+        ("onset (min),stage", (1, None), r"correct them, or give seconds"),
+    ],
+)
+def test_stages_in_another_unit_are_refused(tmp_path, header, factor, hint):
+    def rows(*factors):
+        given = [[i * 30 * factors[0], *([30 * f] for f in factors[1:] if f)] for i in range(120)]
+        return [",".join(str(v[0] if isinstance(v, list) else v) for v in (*row, ["N2"])) for row in given]
+
+    path = write(tmp_path, "\n".join((header, *rows(*factor))))
+    with pytest.raises(ScoringError, match=hint):
+        read_scoring(path, start=datetime(2021, 3, 5, 22, 30), length_s=3600)
+    if "milliseconds" in hint:
+        names = header.split(",")
+        units = [*(f"{n} (ms)" if f == 1000 else n for n, f in zip(names, factor, strict=False) if f), "stage"]
+        path = write(tmp_path, "\n".join((",".join(units), *rows(*factor))))
+        scoring = read_scoring(path, start=datetime(2021, 3, 5, 22, 30), length_s=3600)
+        assert [event.onset_s for event in scoring.events] == [30 * i for i in range(120)]
+
+
+@pytest.mark.parametrize(
+    "header", ["Epoch,Clock,Stage", "Epoch,Epoch time,Sleep Stage", "Epoch,Recording time,Stage", "#,Time,Event"]
+)
+@pytest.mark.parametrize("separator", [",", "\t"])
+def test_clock_times_of_a_column_without_a_known_name_are_used(tmp_path, header, separator):
+    """Rows that would fill the recording from its start, and begin ten minutes later by their clock."""
+    times = (f"{22 + m // 60}:{m % 60:02}:{s}" for m in range(40, 100) for s in ("00", "30"))
+    rows = [header, *(f"{i + 1},{at},N2" for i, at in enumerate(times))]
+    path = write(tmp_path, "\n".join(rows).replace(",", separator))
+    scoring = read_scoring(path, start=datetime(2021, 3, 5, 22, 30), length_s=3600)
+    assert [event.onset_s for event in scoring.events] == [600 + 30 * i for i in range(120)]
+    assert any("the clock times of column 2 ('22:40:00' in the first row)" in issue for issue in scoring.issues)
+    ends = path.read_text().replace(header.replace(",", separator), separator.join(("Epoch", "End", "Stage")))
+    assert read_scoring(write(tmp_path, ends), length_s=3600).events[0].onset_s == 0
+
+
+@pytest.mark.parametrize("header", ["Época,Estágio", "Época;Fase", "epoca;etapa"])
+def test_lists_of_epochs_in_portuguese_and_spanish(tmp_path, header):
+    rows = [f"{i + 1}{';' if ';' in header else ','}{'R' if i == 7 else 'N2'}" for i in range(120)]
+    scoring = read_scoring(write(tmp_path, "\n".join((header, *rows))), length_s=3600)
+    assert [event.onset_s for event in scoring.events if event.text == "R"] == [210]
+
+
+def test_numbered_epochs_that_end_before_the_recording_say_what_to_add(tmp_path):
+    path = write(tmp_path, "\n".join(("Epoch,Stage", *(f"{i},N2" for i in range(21, 111)))))
+    with pytest.raises(
+        ScoringError, match=r"epochs 21 to 110 .* 5\.0 minutes before .* 30 \* \(number of the epoch - 1"
+    ):
+        read_scoring(path, length_s=3600)
+
+
+@pytest.mark.parametrize(("day", "said"), [(4, "-1 days away"), (5, ""), (6, "1 day away")])
+def test_a_date_wrong_by_one_day_is_reported(tmp_path, day, said):
+    path = write(tmp_path, f"onset,duration,stage\n2021-03-{day:02} 22:30:00,30,N2\n2021-03-{day:02} 22:30:30,30,N2\n")
+    issues = read_scoring(path, start=datetime(2021, 3, 5, 22, 30), length_s=3600).issues
+    assert [said in issue for issue in issues] == [True] * bool(said)
+
+
+def test_clock_times_of_another_night_are_refused_and_those_of_a_longer_one_are_not(tmp_path):
+    path = write(tmp_path, epochs_from(23 * 3600, 960))
+    with pytest.raises(ScoringError, match="599 of the 960 times of its stages lie outside the recording"):
+        read_scoring(path, start=datetime(2021, 3, 5, 18, 0, 30), length_s=8 * 3600)
+    whole = read_scoring(path, start=datetime(2021, 3, 5, 22, 55), length_s=3600)
+    assert [event.onset_s for event in whole.events] == [300 + 30 * i for i in range(960)]
+    changes = "onset,stage\n" + "\n".join(
+        f"{at},{'N2' if at % 4 else 'W'}" for at in range(0, 28_000, 30) if at % 7 < 2
+    )
+    assert len(read_scoring(write(tmp_path, changes), length_s=3600).events) == 267
+
+
 @pytest.mark.parametrize("at", [(22, 30), (23, 5), (23, 20), (23, 45), (23, 58, 50), (0, 2), (0, 10), (0, 40)])
 def test_elapsed_times_beside_a_recording_that_starts_near_midnight(tmp_path, at):
     start = datetime(2021, 3, 5, *at)
@@ -500,6 +578,14 @@ def test_abbreviations_of_events_are_asked_for_and_never_guessed():
     assert np.flatnonzero(clip_labels(said, 900).sdb == 1).tolist() == [0, 3, 10]
 
 
+@pytest.mark.parametrize(
+    ("text", "meaning"), [("Gem. Apnoe", "apnea"), ("Hypopnoe gem", "hypopnea"), ("CA", "hypopnea")]
+)
+def test_the_example_of_a_meaning_fits_the_text(text, meaning):
+    (issue,) = said_of(*[(40.0 * i, 20.0, text) for i in range(5)])
+    assert f"--meanings '{text}={meaning}'" in issue
+
+
 def said_of(*events: tuple[float, float | None, str]) -> list[str]:
     stages = [Event(30.0 * i, 30.0, "N2") for i in range(10)]
     grid = clip_labels(Scoring((*stages, *(Event(*event) for event in events)), "a.csv"), 300)
@@ -512,7 +598,7 @@ def test_events_without_a_duration_are_asked_for_too(duration_s):
     moments = [(20.0 * i, duration_s, "Hypo") for i in range(5)] + [(7.0, duration_s, "CA"), (9.0, duration_s, "Leg")]
     (issue,) = said_of(*moments)
     assert "seem to be respiratory events without a duration" in issue
-    assert "'Hypo' (5), 'CA' (1). Say what they mean, as with --meanings 'Hypo=apnea'." in issue
+    assert "'Hypo' (5), 'CA' (1). Say what they mean, as with --meanings 'Hypo=hypopnea'." in issue
     (issue,) = said_of(*moments, (100.0, None, "Hypopnea"))
     assert "--meanings" in issue, "no event of this scoring has a duration"
     both = said_of(*moments, (100.0, 12.0, "Ap."), (130.0, 12.0, "Ap."))

@@ -11,7 +11,7 @@ from sleepfm_fast.cli.command import say
 from sleepfm_fast.cli.json_text import read_object
 from sleepfm_fast.cohorts.cohort import Plan
 from sleepfm_fast.cohorts.folders import path_text
-from sleepfm_fast.cohorts.manifest import Entry, Journal, now, read_manifest
+from sleepfm_fast.cohorts.manifest import FAILED, LEFT_OUT, Entry, Journal, now, read_manifest
 from sleepfm_fast.cohorts.night import STARTED, NightConfig, NightRow, attempt_night, row_of
 from sleepfm_fast.cohorts.participant_tables import ParticipantTables
 from sleepfm_fast.cohorts.shards import Shard
@@ -173,7 +173,7 @@ def note_outcome(store: Path, row: NightRow, journal: Journal, shard: Shard | No
         Entry(
             row.name,
             path_text(row.path),
-            "ingested" if row.failure is None else "failed",
+            "ingested" if row.failure is None else FAILED,
             row.failure or "",
             "" if row.seconds is None else f"{row.seconds:.3f}",
             row.n_clips,
@@ -205,4 +205,4 @@ def note_unchanged(store: Path, plan: Plan, journal: Journal, shard: Shard | Non
         add(path, "annotations_only", "it holds annotations only", None)
     for path in plan.left_out:
         if path not in plan.changed:
-            add(path, "left_out", "--overrides leaves it out", None)
+            add(path, LEFT_OUT, "--overrides leaves it out", None)

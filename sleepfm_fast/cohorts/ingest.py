@@ -20,6 +20,8 @@ from sleepfm_fast.channels import (
     resolve_auto,
     unknown_labels,
     unknown_text,
+    unused_by_slot,
+    with_stand_ins,
 )
 from sleepfm_fast.cli.bars import SLOW_S, progress_bar
 from sleepfm_fast.cli.command import say
@@ -27,7 +29,8 @@ from sleepfm_fast.cli.json_text import from_json
 from sleepfm_fast.cohorts.attempts import note_unchanged, process
 from sleepfm_fast.cohorts.cohort import Header, Plan, make_plan, read_header
 from sleepfm_fast.cohorts.corrections import Corrections
-from sleepfm_fast.cohorts.manifest import Entry, Journal, merge_manifest
+from sleepfm_fast.cohorts.folders import path_text
+from sleepfm_fast.cohorts.manifest import LEFT_OUT, Entry, Journal, merge_manifest, read_manifest
 from sleepfm_fast.cohorts.night import STARTED, NightConfig, NightRow
 from sleepfm_fast.cohorts.nights_table import night_row, write_nights
 from sleepfm_fast.cohorts.participant_tables import ParticipantTables
@@ -38,7 +41,7 @@ from sleepfm_fast.cohorts.store_inputs import INPUTS, inputs_of, with_inputs
 from sleepfm_fast.cohorts.twins import Twin, twins_notice
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.execution.parallel import Engine, Progress, in_parallel
-from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.plurals import agreeing, counted, first_of
 from sleepfm_fast.scoring.files import namesakes_of
 from sleepfm_fast.storage.atomic import write_json
 from sleepfm_fast.storage.claims import Claim, beats
@@ -88,7 +91,7 @@ class Outcome:
     ``n_scored`` and ``n_silent`` count the indexed nights that have stages, and those of them without any word on
     respiratory events; ``twins`` is a sentence on nights that are indexed more than once, or empty; ``filled`` counts
     the indexed nights that have each of the montage's channels; ``absent`` are recordings of other jobs of the array
-    that the index lacks.
+    that the index lacks; ``unused`` are, with --like, labels of the new recordings that each slot may mean.
     """
 
     montage: Montage
@@ -98,6 +101,7 @@ class Outcome:
     given: list[Path]
     others: list[str]
     unused_corrections: list[str]
+    unused: Mapping[str, Sequence[str]]
     n_scored: int = 0
     n_silent: int = 0
     twins: str = ""
@@ -114,6 +118,7 @@ class Settled:
     configuration: dict[str, Any]
     given: list[Path]
     unused_corrections: list[str]
+    unused: Mapping[str, Sequence[str]]
 
 
 def ingest(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Outcome:
@@ -159,7 +164,7 @@ def ingest(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Out
             claim.release()
     return Outcome(
         settled.montage, settled.plan, rows, indexed.totals, settled.given, others, settled.unused_corrections,
-        indexed.n_scored, indexed.n_silent, indexed.twins, indexed.filled, indexed.absent,
+        settled.unused, indexed.n_scored, indexed.n_silent, indexed.twins, indexed.filled, indexed.absent,
     )  # fmt: skip
 
 
@@ -169,6 +174,7 @@ def ingest(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Out
 def settle(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Settled:
     """Choose the montage, make the plan, and write ``store.json`` where it must say something new."""
     existing = read_store_file(store) if (store / "store.json").exists() else None
+    refuse_forgotten_overrides(store, cohort.files, request.corrections)
     montage = settle_montage(request, store, existing)
     digest = None if montage is None else configuration_digest(montage, request.events_scored, request.meanings)
     plan, headers = make_plan(
@@ -207,7 +213,10 @@ def settle(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Set
     unused = []
     if len(headers) == len(given):
         unused = request.corrections.unused(((h.path, h.signals) for h in headers), plan.left_out)
-    return Settled(plan, montage, configuration, given, unused)
+    spare: dict[str, list[str]] = {}
+    if request.like is not None:
+        spare = unused_by_slot([request.corrections.apply(h.path, h.signals).signals for h in headers], montage)
+    return Settled(plan, montage, configuration, given, unused, spare)
 
 
 def refuse_one_scoring(labels: Path | None, n_recordings: int) -> None:
@@ -216,6 +225,22 @@ def refuse_one_scoring(labels: Path | None, n_recordings: int) -> None:
         raise SleepfmError(
             f"--labels {labels} is one file, but {n_recordings} recordings were given; it cannot be the scoring "
             "of all. Give a folder of scorings, or one recording."
+        )
+
+
+def refuse_forgotten_overrides(store: Path, files: Sequence[Path], corrections: Corrections) -> None:
+    """Refuse to take in, for want of ``--overrides``, recordings that it left out before."""
+    if corrections.path is not None:
+        return
+    paths = {path_text(path): path for path in files}
+    before = [paths[row.path] for row in read_manifest(store) if row.status == LEFT_OUT and row.path in paths]
+    if before:
+        n = len(before)
+        raise SleepfmError(
+            f"{counted(n, 'recording')} ({first_of([path.name for path in before], 3)}) {agreeing(n, 'was', 'were')} "
+            f"left out of {store} by --overrides, which is not given now. Give the same --overrides again; or, to take "
+            f"{agreeing(n, 'it', 'them')} in, --overrides with a file that does not exclude "
+            f"{agreeing(n, 'it', 'them')} ({{}} excludes nothing)."
         )
 
 
@@ -274,7 +299,8 @@ def settle_montage(request: Request, store: Path, existing: dict[str, Any] | Non
     differences = []
     if request.montage not in ("auto", made_with):
         differences.append(f"the montage '{made_with}', not '{request.montage}'")
-    if request.like is not None and request.like != stored:
+    # An earlier version stored the channels of --like without their stand-ins.
+    if request.like is not None and request.like not in (stored, with_stand_ins(stored)):
         differences.append("other channels than those of --like")
     if request.events_scored != existing["configuration"]["events_scored"]:
         differences.append(f"{'no ' if request.events_scored else ''}--events-scored")
@@ -285,7 +311,9 @@ def settle_montage(request: Request, store: Path, existing: dict[str, Any] | Non
             f"{store} was made with {' and '.join(differences)}. Use the same options, choose another store, or add "
             "--overwrite to process all its recordings again."
         )
-    if request.like is None and (request.montage == made_with or (request.montage == "auto" and not request.overwrite)):
+    if request.montage == made_with and request.like is None:
+        return stored
+    if request.montage == "auto" and not request.overwrite:
         return stored
     return wanted
 
@@ -375,5 +403,6 @@ def finish(store: Path, settled: Settled, lock: Claim) -> Indexed:
     sweep(store)
     shutil.rmtree(store / STARTED, ignore_errors=True)
     (store / "running" / "headers.json").unlink(missing_ok=True)
-    absent = [path for path in settled.plan.names if path not in settled.plan.mine and str(path) not in entries]
+    others = settled.plan.names.keys() - settled.plan.mine - set(settled.plan.left_out)
+    absent = [path for path in others if str(path) not in entries]
     return Indexed(totals, n_scored, n_silent, twins_notice(nights), tuple(filled), tuple(sorted(absent)))

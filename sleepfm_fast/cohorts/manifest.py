@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 from sleepfm_fast.storage.atomic import replace_file
 
-__all__ = ["Entry", "Journal", "merge_manifest", "read_manifest"]
+__all__ = ["FAILED", "LEFT_OUT", "Entry", "Journal", "merge_manifest", "read_manifest"]
 
 FOLDER = "manifest"
 FILE = "manifest.csv"
+LEFT_OUT = "left_out"
+FAILED = "failed"
+GONE = "gone"
 LONGEST_CELL = 10_000
 """A reason may repeat what a file holds; what goes on is cut off, for the reader refuses cells of 128 KiB."""
 
@@ -37,7 +41,7 @@ class Entry:
         The recording.
     status : str
         ``ingested``; ``failed``; ``changed``: the store keeps what it has of an older version; ``annotations_only``;
-        ``left_out``, as the user's corrections say.
+        ``left_out``, as the user's corrections say; ``gone``: it was not ingested, and the file no longer exists.
     reason : str
         Why it is not ``ingested``.
     seconds : str
@@ -143,6 +147,17 @@ def latest(rows: Iterable[Entry]) -> dict[str, Entry]:
     return found
 
 
+def may_exist(path: str) -> bool:
+    """Whether a file is there, or the system does not tell; a link to nothing is there."""
+    try:
+        os.lstat(path)  # a name that is not UTF-8 is not written as the system has it
+    except (FileNotFoundError, NotADirectoryError):
+        return "\\x" in path
+    except (OSError, ValueError):
+        return True
+    return True
+
+
 def merge_manifest(store: Path, stored: Mapping[str, Entry]) -> None:
     """Write ``manifest.csv`` anew and remove the journals that went into it.
 
@@ -151,7 +166,8 @@ def merge_manifest(store: Path, stored: Mapping[str, Entry]) -> None:
     store : Path
     stored : mapping of str to Entry
         By path, what the store holds: a night without a row, as after a kill, gets this one. Rows of nights that the
-        store no longer holds, as of recordings that were moved, go.
+        store no longer holds, as of recordings that were moved, go; those of nights that failed and whose file no
+        longer exists become ``gone``.
     """
     parts = journals(store)
     rows = read_rows(store / FILE)
@@ -160,8 +176,11 @@ def merge_manifest(store: Path, stored: Mapping[str, Entry]) -> None:
     found = latest(rows)
     found = {path: entry for path, entry in found.items() if entry.status != "ingested" or path in stored}
     for path, entry in stored.items():
-        if path not in found or found[path].status in ("annotations_only", "left_out"):
+        if path not in found or found[path].status in ("annotations_only", LEFT_OUT, GONE):
             found[path] = entry
+    for path, entry in found.items():
+        if entry.status == FAILED and not may_exist(path):
+            found[path] = replace(entry, status=GONE, reason=f"the file no longer exists; before: {entry.reason}")
     text = lines_of([HEADER, *(astuple(entry) for _, entry in sorted(found.items()))])
     with replace_file(store / FILE) as file:
         file.write(text.encode())

@@ -27,6 +27,7 @@ from sleepfm_fast.plurals import counted, first_of
 from sleepfm_fast.recordings import open_recording
 from sleepfm_fast.scoring.files import Namesakes
 from sleepfm_fast.scoring.labels import ClipGrid, clip_labels, refuse_endless
+from sleepfm_fast.scoring.lights import lights_of
 from sleepfm_fast.scoring.respiratory_counts import respiratory_counts
 from sleepfm_fast.scoring.stages import EPOCH_S
 from sleepfm_fast.scoring.timed_texts import Scoring
@@ -219,6 +220,7 @@ def process_night(path: Path, name: str, participant: Participant, config: Night
             meanings=config.meanings,
         )
         refuse_empty(path, night, config.montage, like=config.like)
+        lights_s = lights_of(night.scoring)
         record = write_recording(
             config.store / "recordings",
             name,
@@ -234,6 +236,7 @@ def process_night(path: Path, name: str, participant: Participant, config: Night
                 "start": None if night.recording.start is None else night.recording.start.isoformat(),
                 "issues": list(night.issues),
                 "respiratory_events": respiratory_counts(night.scoring, night.grid),
+                **({"lights_s": lights_s} if lights_s else {}),
                 "corrections": list(night.corrections),
                 "corrections_digest": config.corrections.digest(path),
             },

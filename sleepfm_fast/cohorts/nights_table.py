@@ -21,6 +21,7 @@ __all__ = ["night_row", "write_nights"]
 FILE = "nights.csv"
 COLUMNS = (
     *("recording", "subject", "age", "sex", "start", "recorded_min", "clips", "scored_clips", "scored_min"),
+    *("lights_off_min", "lights_on_min"),
     *SLEEP_COLUMNS,
     *(f"{kind}s" for kind in KINDS),
     *("events_outside_sleep", "apnea_hypopnea_index"),
@@ -38,6 +39,7 @@ def night_row(record: Mapping[str, Any]) -> dict[str, Any]:
     within = scored_span(words)
     figures = night_figures(words[within], clips["onset_s"][within])
     seconds = sum((Fraction(*segment["duration_s"]) for segment in record["segments"]), start=Fraction(0))
+    lights_s = record.get("lights_s", {})
     counts = record.get("respiratory_events")
     sleep_min = figures["total_sleep_time_min"]
     row = {
@@ -47,6 +49,7 @@ def night_row(record: Mapping[str, Any]) -> dict[str, Any]:
         "clips": len(words),
         "scored_clips": sum(map(bool, words)),
         "scored_min": figures["time_in_bed_min"],
+        **{f"lights_{name}_min": lights_s[name] / 60 if name in lights_s else None for name in ("off", "on")},
         **{name: figures[name] for name in SLEEP_COLUMNS},
         **{f"{kind}s": None if counts is None else counts[kind] for kind in KINDS},
         "events_outside_sleep": None if counts is None else counts["outside_sleep"],

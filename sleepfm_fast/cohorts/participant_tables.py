@@ -81,10 +81,10 @@ class ParticipantTables:
         return {stem: found for (stem, _), found in groups.items() if len({path.parent for path in found}) > 1}
 
     def perhaps_one_person(self, paths: Iterable[Path]) -> list[list[Path]]:
-        """Recordings whose names differ in a number of the night only, and that no row of a table names."""
+        """Recordings whose names differ in a number of the night only, and of whom no table says whose they are."""
         groups: dict[str, list[Path]] = {}
         for path in paths:
-            if not self.names(path) and (person := without_night(path.stem)):
+            if not self.tells_person(path) and (person := without_night(path.stem)):
                 groups.setdefault(person, []).append(path)
         return [found for found in groups.values() if len({path.stem for path in found}) > 1]
 
@@ -134,6 +134,10 @@ class ParticipantTables:
     def names(self, path: Path) -> bool:
         """Whether a table names the recording."""
         return self.table_of(path) is not None
+
+    def tells_person(self, path: Path) -> bool:
+        """Whether a table says whose the recording is, rather than repeating the file's name for the subject."""
+        return self.names(path) and (self.of(path).subject or "").casefold() != path.stem.casefold()
 
     def of(self, path: Path) -> Participant:
         """Subject, age and sex of a recording; see :meth:`Participants.of`."""

@@ -167,12 +167,7 @@ def say_contents(outcome: Outcome, totals: Mapping[str, Any], like: Path | None)
     say(f"  sleep-disordered breathing: {percentages(totals['sdb'])}")
     empty = [slot.name for slot, n in zip(montage.slots, outcome.filled, strict=True) if not n]
     if empty and like is not None:
-        say(
-            f"notice: no night has {', '.join(empty)}, which --like asks for: the network works without "
-            f"{agreeing(len(empty), 'it', 'them')}. If the recordings have {agreeing(len(empty), 'it', 'them')} "
-            "under other names (--inspect lists what is not used), name them: --overrides FILE with "
-            f"{json.dumps({'*': {'LABEL': {'alias': empty[0]}}})}, and --overwrite"
-        )
+        say(empty_slots(empty, outcome.unused))
     if outcome.twins:
         say(outcome.twins)
     if outcome.n_silent:
@@ -183,6 +178,20 @@ def say_contents(outcome: Outcome, totals: Mapping[str, Any], like: Path | None)
             "notice: no night has a sleep stage. Training needs none; for probes, name the file or folder of the "
             f"scoring with --labels (and add --overwrite to process the existing nights again){seems and f': {seems}'}"
         )
+
+
+def empty_slots(empty: Sequence[str], unused: Mapping[str, Sequence[str]]) -> str:
+    """Sentence on slots of --like that no night fills, with the labels that may be meant."""
+    named = [f"{name} (not used: {first_of(unused[name], 5)})" if unused.get(name) else name for name in empty]
+    meant = next((name for name in empty if unused.get(name)), empty[0])
+    label = next(iter(unused.get(meant, ())), "LABEL")
+    them = agreeing(len(empty), "it", "them")
+    return (
+        f"notice: no night has {', '.join(named)}, which --like asks for: the network works without {them}. If the "
+        f"recordings have {them} under other names (--inspect lists what is not used), name them: --overrides FILE "
+        f"with, if {label} is {meant}, {json.dumps({'*': {label: {'alias': meant}}}, ensure_ascii=False)}, and "
+        "--overwrite"
+    )
 
 
 def summarise(

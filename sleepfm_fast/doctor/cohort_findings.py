@@ -12,9 +12,11 @@ from sleepfm_fast.channels import unknown_labels, unknown_text
 from sleepfm_fast.cohorts.participant_tables import ParticipantTables
 from sleepfm_fast.cohorts.silent_nights import REMEDY, is_scored, is_silent, sentence
 from sleepfm_fast.doctor.findings import Finding, override
-from sleepfm_fast.doctor.measures import POTENTIALS, identical_samples
+from sleepfm_fast.doctor.measures import POTENTIALS, begins_like, identical_samples
+from sleepfm_fast.doctor.night_findings import minutes
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.plurals import counted, first_of
+from sleepfm_fast.montage.channel_names import canonical
+from sleepfm_fast.plurals import agreeing, counted, first_of
 from sleepfm_fast.recordings import open_recording
 
 if TYPE_CHECKING:
@@ -27,13 +29,18 @@ OUTLYING = 30.0
 MIN_NIGHTS = 5
 """Fewer nights have no median worth comparing with."""
 GROUPS_SHOWN = 4
+AASM = "--montage aasm gives all of them the same slots, where other electrodes may stand in (each use is a remark)"
+ALIKE = "name the same electrodes alike with --overrides"
 
 
-def cohort_findings(nights: Sequence[NightReport], tables: ParticipantTables) -> list[Finding]:
-    """Compare the nights that can be ingested."""
+def cohort_findings(nights: Sequence[NightReport], tables: ParticipantTables, *, auto: bool = True) -> list[Finding]:
+    """Compare the nights that can be ingested; ``auto``: their montage is that of ``--montage auto``."""
+    action = f"{AASM}; or {ALIKE}" if auto else ALIKE
     return [
-        *mixed_montages(nights), *silent(nights), *identical(nights, tables), *shared(nights, tables),
-        *one_person(nights, tables), *outlying(nights), *unused(nights)
+        *mixed_montages(nights), *silent(nights), *identical(nights, tables), *cut_short(nights, tables),
+        *shared(nights, tables),
+        *one_person(nights, tables), *outlying(nights), *against_one(nights, auto=auto), *unused(nights),
+        *without_eeg(nights, action), *apart(nights, action),
     ]  # fmt: skip
 
 
@@ -115,6 +122,30 @@ def identical(nights: Sequence[NightReport], tables: ParticipantTables) -> Itera
         )  # fmt: skip
 
 
+def cut_short(nights: Sequence[NightReport], tables: ParticipantTables) -> Iterator[Finding]:
+    """Recordings that are the beginning of another one, as an incomplete copy is."""
+    groups: dict[str, dict[str, NightReport]] = {}
+    for night in nights:
+        if night.beginning:  # of copies that are identical one stands for all
+            groups.setdefault(night.beginning, {}).setdefault(night.digest, night)
+    for members in groups.values():
+        longest, *others = sorted(members.values(), key=lambda m: (-m.duration_s, m.path))
+        for night in others:
+            try:
+                if not begins_like(open_recording(longest.path), open_recording(night.path)):
+                    continue
+            except SleepfmError:
+                continue
+            subjects = sorted({tables.of(m.path).subject or "" for m in (longest, night)})
+            leak = f", of another subject ({', '.join(subjects)})" if len(subjects) > 1 else ""
+            yield Finding(
+                "warning", "identical", (str(longest.path), str(night.path)), "",
+                f"{night.path.name} holds the first {minutes(night.duration_s)} of {longest.path.name} "
+                f"({minutes(longest.duration_s)}): a copy that was cut short{leak}",
+                f'keep the longer: --overrides {{"{night.path.name}": "exclude"}}', {"subjects": subjects},
+            )  # fmt: skip
+
+
 def shared(nights: Sequence[NightReport], tables: ParticipantTables) -> Iterator[Finding]:
     """File names in several folders, whose nights count as one subject's."""
     for stem, paths in tables.shared_names(night.path for night in nights).items():
@@ -138,6 +169,26 @@ def one_person(nights: Sequence[NightReport], tables: ParticipantTables) -> Iter
             "if they are, give --participants with the columns recording and subject",
             {"recordings": len(paths)},
         )  # fmt: skip
+    # Named by their files or copies of one another, they have a finding already.
+    said = [set(paths) for paths in tables.perhaps_one_person(night.path for night in nights)]
+    groups: dict[str, list[NightReport]] = {}
+    for night in nights:
+        if night.patient:
+            groups.setdefault(night.patient, []).append(night)
+    for members in groups.values():
+        paths = [m.path for m in members]
+        n_subjects = len({tables.of(path).subject for path in paths})
+        of_most = len(nights) >= MIN_NIGHTS and 2 * len(members) > len(nights)
+        known = any(set(paths) <= others for others in said) or len({m.digest for m in members}) == 1
+        told = all(tables.tells_person(path) for path in paths)
+        if n_subjects > 1 and not of_most and not known and not told:
+            yield Finding(
+                "warning", "perhaps_one_person", tuple(map(str, paths)), "",
+                f"the headers of {len(paths)} recordings ({named(members)}) name the same patient, who counts as "
+                f"{counted(n_subjects, 'subject')} and may be in both training and test",
+                "if they are one person, give --participants with the columns recording and subject",
+                {"recordings": len(paths)},
+            )  # fmt: skip
 
 
 def outlying(nights: Sequence[NightReport]) -> Iterator[Finding]:
@@ -153,6 +204,8 @@ def outlying(nights: Sequence[NightReport]) -> Iterator[Finding]:
         middle = statistics.median(amplitude for _, _, amplitude in values)
         for night, label, amplitude in values:
             ratio = amplitude / middle
+            if any(f.code == "unit" and f.channel == label.strip() for f in night.findings):
+                continue  # the night's own finding names the unit that fits
             if not 1 / OUTLYING <= ratio <= OUTLYING:
                 yield Finding(
                     "warning", "outlier", (str(night.path),), label,
@@ -179,3 +232,64 @@ def unused(nights: Sequence[NightReport]) -> Iterator[Finding]:
             "nothing to do, unless one is meant: then give it the slot's name as alias with --overrides",
             {"labels": dict(counts)},
         )  # fmt: skip
+
+
+def without_eeg(nights: Sequence[NightReport], action: str) -> Iterator[Finding]:
+    """Nights that have an EEG, of which the montage uses none, though it uses that of others."""
+    lost = [n for n in nights if has_eeg(n) and not eeg_slots(n)]
+    if lost and len(lost) < len(nights):
+        counts = Counter(c["label"].strip() for n in lost for c in n.channels if c["kind"] == "eeg")
+        yield Finding(
+            "warning", "eeg_lost", tuple(str(n.path) for n in lost), "",
+            f"{counted(len(lost), 'night goes', 'nights go')} without EEG, though "
+            f"{agreeing(len(lost), 'it has', 'they have')} "
+            f"{first_of([label for label, _ in counts.most_common()], 4)}: {named(lost)}",
+            action, {"nights": len(lost)},
+        )  # fmt: skip
+
+
+def apart(nights: Sequence[NightReport], action: str) -> Iterator[Finding]:
+    """Groups of nights whose EEG fills slots that no night of another group fills."""
+    groups: list[tuple[set[str], list[NightReport]]] = []
+    for night in nights:
+        slots, members = set(eeg_slots(night)), [night]
+        if not slots:
+            continue
+        for other in [group for group in groups if group[0] & slots]:
+            groups.remove(other)
+            slots, members = slots | other[0], other[1] + members
+        groups.append((slots, members))
+    if len(groups) > 1:
+        order = [slot.slot for slot in nights[0].slots]
+        groups.sort(key=lambda group: (-len(group[1]), min(map(order.index, group[0]))))
+        shown = [f"{', '.join(sorted(s, key=order.index))} ({named(members)})" for s, members in groups]
+        yield Finding(
+            "warning", "eeg_apart", tuple(str(n.path) for _, members in groups[1:] for n in members), "",
+            f"the EEG of {len(groups)} groups of nights never fills the same slot, so a model could tell the groups by "
+            f"their slots: {first_of(shown, GROUPS_SHOWN)}",
+            action, {"groups": [len(m) for _, m in groups]},
+        )  # fmt: skip
+
+
+def against_one(nights: Sequence[NightReport], *, auto: bool) -> Iterator[Finding]:
+    """Nights recorded against a common reference, so that the mastoids are signals of their own."""
+    found = [n for n in nights if auto and {"m1", "m2"} & {key for s in eeg_slots(n) for key in keys_of(s)}]
+    if found:
+        yield Finding(
+            "warning", "common_reference", tuple(str(n.path) for n in found), "",
+            f"{counted(len(found), 'night was', 'nights were')} recorded against a common reference, with the mastoids "
+            f"(A1, A2) as channels of their own, which would be taken for EEG: {named(found)}",
+            "--montage aasm derives C3-M2 and the like, and the bipolar chin and ECG", {"nights": len(found)},
+        )  # fmt: skip
+
+
+def keys_of(label: str) -> list[str]:
+    return [name.key for name in canonical(label)]
+
+
+def has_eeg(night: NightReport) -> bool:
+    return any(channel["kind"] == "eeg" for channel in night.channels)
+
+
+def eeg_slots(night: NightReport) -> list[str]:
+    return [slot.slot for slot in night.slots if slot.kind == "eeg" and slot.labels]

@@ -19,8 +19,9 @@ from sleepfm_fast.cohorts.night import Night, read_night, refuse_empty
 from sleepfm_fast.doctor.cohort_findings import cohort_findings
 from sleepfm_fast.doctor.findings import SEVERITIES, Channel, Finding, belts_of, channel_findings, channels_of
 from sleepfm_fast.doctor.inspection_text import cohort_lines, finding_lines, night_lines
-from sleepfm_fast.doctor.measures import ChannelMeasures, measure_night
+from sleepfm_fast.doctor.measures import ChannelMeasures, beginning_digest, measure_night
 from sleepfm_fast.doctor.night_findings import night_findings, unreadable
+from sleepfm_fast.doctor.patients import patient_key
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.execution.parallel import Engine, Progress, WorkersLost, in_parallel
 from sleepfm_fast.plurals import first_of
@@ -57,7 +58,10 @@ class SlotReport:
 
 @dataclass(frozen=True)
 class NightReport:
-    """What one file holds; ``failure`` says why it could not be ingested, ``digest`` stands for the samples read."""
+    """What one file holds; ``failure`` says why it could not be ingested, ``digest`` stands for the samples read.
+
+    ``patient`` stands for the person that the header names, by :func:`patient_key`, ``beginning`` for the first minute.
+    """
 
     path: Path
     format: str = ""
@@ -76,6 +80,8 @@ class NightReport:
     channels: tuple[dict[str, Any], ...] = ()
     corrections: tuple[dict[str, Any], ...] = ()
     digest: str = ""
+    patient: str = ""
+    beginning: str = ""
     findings: tuple[Finding, ...] = ()
 
     @property
@@ -159,6 +165,8 @@ def examined(night: Night, montage: Montage, corrections: Corrections, *, like: 
         channels=tuple(channel_facts(c, measures.channels.get(c.signal.index)) for c in channels),
         corrections=night.corrections,
         digest=measures.digest if measures.n_windows else "",
+        patient=patient_key(recording.format, recording.patient),
+        beginning=beginning_digest(recording),
         findings=tuple(findings),
     )
 
@@ -212,7 +220,7 @@ def inspect(cohort: Cohort, request: Request, engine: Engine, report: Path | Non
     reports = examine(files, montage, request, engine)
     good = [night for night in reports if night.failure is None]
     findings = [finding for night in reports for finding in night.findings]
-    findings += cohort_findings(good, tables)
+    findings += cohort_findings(good, tables, auto=request.montage == "auto" and request.like is None)
     if kinds:
         text = passed_over_text(kinds, len(headers))
         findings.append(Finding("warning", "passed_over", tuple(str(n.path) for n in good), "", text, "", dict(kinds)))
@@ -295,8 +303,8 @@ def write_report(path: Path, summary: Mapping[str, Any], lists: Mapping[str, Ite
 
 
 def facts_of(night: NightReport) -> dict[str, Any]:
-    """Fields of a night without its findings, which stand with all the others."""
-    return {f.name: getattr(night, f.name) for f in fields(night) if f.name != "findings"}
+    """Fields of a night but for patient and beginning, and for its findings, which stand with all the others."""
+    return {f.name: getattr(night, f.name) for f in fields(night) if f.name not in ("findings", "patient", "beginning")}
 
 
 def examine(files: Sequence[Path], montage: Montage, request: Request, engine: Engine) -> list[NightReport]:

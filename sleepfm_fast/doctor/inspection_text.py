@@ -110,7 +110,10 @@ def finding_lines(findings: Sequence[Finding]) -> list[str]:
     groups: dict[tuple[str, str, str, str], list[Finding]] = {}
     for finding in findings:
         # remarks are alike when they differ in numbers only
-        what = re.sub(r"[\d.,]+", "#", finding.text) if finding.code in ("remark", "meaning", "long_events") else ""
+        alike = finding.text if finding.code in ("remark", "meaning", "long_events", "two_scorers") else ""
+        if finding.code == "no_scoring":  # for each reason one line; the action tells it, with the names of files
+            alike = finding.action.replace(Path(finding.paths[0]).stem, "#")
+        what = re.sub(r"[\d.,]+", "#", alike)
         groups.setdefault((finding.severity, finding.code, finding.channel, what), []).append(finding)
     for (severity, code, channel, _), same in groups.items():
         shown = same if len(same) <= SAME_SHOWN else same[:1]

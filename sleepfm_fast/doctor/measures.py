@@ -23,7 +23,7 @@ from sleepfm_fast.edf import Recording, Segment, Signal
 from sleepfm_fast.epochs import read_digital
 from sleepfm_fast.store.unplugged import plugged_in
 
-__all__ = ["ChannelMeasures", "NightMeasures", "identical_samples", "measure_night"]
+__all__ = ["ChannelMeasures", "NightMeasures", "beginning_digest", "begins_like", "identical_samples", "measure_night"]
 
 WINDOW_S = 60
 """Long enough for ten breaths and sixty heartbeats."""
@@ -295,15 +295,33 @@ def breathing_together(
     return float(np.median(correlations)), float(np.mean(np.array(correlations) < 0))
 
 
+def beginning_digest(recording: Recording) -> str:
+    """Digest of the first minute's samples and of the layout; empty where there are none."""
+    if recording.record_s <= 0 or recording.n_records == 0:
+        return ""
+    n_records = min(recording.n_records, math.ceil(Fraction(WINDOW_S) / recording.record_s))
+    digest = hashlib.sha256(f"{recording.record_s} {n_records}".encode())
+    samples = read_digital(recording, recording.signals, Segment(0, n_records, Fraction(0)))
+    for signal, values in zip(recording.signals, samples, strict=True):
+        digest.update(f"{signal.samples_per_record}".encode())
+        digest.update(values.astype("<i4").tobytes())
+    return digest.hexdigest()[:16]
+
+
 def identical_samples(a: Recording, b: Recording) -> bool:
     """Whether two recordings hold the same samples from beginning to end, whatever their headers say."""
+    return a.n_records == b.n_records and begins_like(a, b)
+
+
+def begins_like(a: Recording, b: Recording) -> bool:
+    """Whether the shorter of two recordings holds the samples with which the other begins, whatever headers say."""
     layout = [[(s.samples_per_record) for s in r.signals] for r in (a, b)]
-    if layout[0] != layout[1] or (a.n_records, a.record_s) != (b.n_records, b.record_s):
+    if layout[0] != layout[1] or a.record_s != b.record_s:
         return False
-    step = 600
+    n, step = min(a.n_records, b.n_records), 600
     return all(
         np.array_equal(x, y)
-        for first in range(0, a.n_records, step)
-        for window in [Segment(first, min(step, a.n_records - first), Fraction(0))]
+        for first in range(0, n, step)
+        for window in [Segment(first, min(step, n - first), Fraction(0))]
         for x, y in itertools.zip_longest(read_digital(a, a.signals, window), read_digital(b, b.signals, window))
     )

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from sleepfm_fast.channels import Montage, likely_slot, unassigned
+from sleepfm_fast.channels import Montage, meant_slot, unassigned
 from sleepfm_fast.cohorts.night import Night
 from sleepfm_fast.doctor.findings import Finding
 from sleepfm_fast.edf import Recording, read_recording
 from sleepfm_fast.formats.edf_header import INCOMPLETE
 from sleepfm_fast.plurals import counted
 from sleepfm_fast.scoring.files import NOT_USED, SEEMS_TO_LIE
-from sleepfm_fast.scoring.labels import OVERLONG
+from sleepfm_fast.scoring.labels import OVERLONG, TWO_SCORERS
+from sleepfm_fast.scoring.lights import lights_of
 from sleepfm_fast.scoring.stage_spans import StageSpan, stage_spans
 from sleepfm_fast.scoring.stages import EPOCH_S, NO_STAGE
 from sleepfm_fast.scoring.texts import asks_meaning
 
-__all__ = ["night_findings"]
+__all__ = ["minutes", "night_findings"]
 
 UNSCORED_S = 120.0
 """Lead-in or tail without a stage that is worth saying: four epochs; shorter ones are the calibration's."""
@@ -31,7 +31,6 @@ SHIFT_S = 1.0
 """Clocks of scoring and recording that differ by less are one clock, rounded."""
 MOSTLY = 0.5
 """Half of the clips: less labels than that are seldom what is meant."""
-LIGHTS = re.compile(r"lights?[\s_-]*(off|out|on)\b", re.IGNORECASE)
 
 
 def night_findings(night: Night, montage: Montage) -> list[Finding]:
@@ -52,6 +51,7 @@ def night_findings(night: Night, montage: Montage) -> list[Finding]:
     return found + [
         Finding("warning", "meaning", (path,), "", issue, "") if asks_meaning(issue) else
         Finding("warning", "long_events", (path,), "", issue, "") if OVERLONG in issue else
+        Finding("warning", "two_scorers", (path,), "", issue, "") if TWO_SCORERS in issue else
         Finding("note", "remark", (path,), "", issue, "")
         for issue in rest
     ]  # fmt: skip
@@ -71,7 +71,7 @@ def missing(night: Night, montage: Montage) -> Iterator[Said]:
         if unused:
             shown = ", ".join(unused[:4]) + (", ..." if len(unused) > 4 else "")
             action += f"; if a channel that is not used ({shown}) is meant"
-            likely = next(((label, slot) for label in unused if (slot := likely_slot(label, slots))), None)
+            likely = next(((label, slot) for label in unused if (slot := meant_slot(label, slots))), None)
             if likely is None:
                 action += ", give it the slot's name as alias with --overrides"
             else:
@@ -174,17 +174,7 @@ def clocks(night: Night) -> Iterator[Said]:
 
 def lights(night: Night, first_s: float, last_s: float) -> Iterator[Said]:
     """First marker of lights off and last of lights on, against the first and last stage."""
-    assert night.scoring is not None
-    onsets: dict[str, list[float]] = {"off": [], "on": []}
-    for event in night.scoring.events:
-        match = LIGHTS.search(event.text)
-        if match is not None:
-            onsets["on" if match[1].lower() == "on" else "off"].append(event.onset_s)
-    # Those between are of somebody who came in, or of a walk to the toilet.
-    marks = [("off", min(onsets["off"], default=None)), ("on", max(onsets["on"], default=None))]
-    for name, onset_s in marks:
-        if onset_s is None:
-            continue
+    for name, onset_s in lights_of(night.scoring).items():
         early_s = onset_s - first_s if name == "off" else last_s - onset_s
         if early_s >= UNSCORED_S:
             side = "before" if name == "off" else "after"
@@ -194,6 +184,7 @@ def lights(night: Night, first_s: float, last_s: float) -> Iterator[Said]:
 
 
 def minutes(seconds: float) -> str:
+    """A length of time as findings say it."""
     return f"{seconds:.0f} s" if abs(seconds) < 600 else f"{seconds / 60:.1f} min"
 
 

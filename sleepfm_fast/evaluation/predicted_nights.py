@@ -30,7 +30,7 @@ def night_columns(task: str, names: Sequence[str]) -> tuple[str, ...]:
         what = (*counts, *BREATHING, *AGREEMENT)
     else:
         what = (*counts, "predicted", *(f"p_{name}" for name in names), "known")
-    return ("subject", "recording", "split", *what)
+    return ("subject", "recording", "split", *what, "missing_channels")
 
 
 def night_row(found: Predicted, task: str, rows: Sequence[int], words: Sequence[str]) -> dict[str, Any]:
@@ -64,6 +64,7 @@ def night_row(found: Predicted, task: str, rows: Sequence[int], words: Sequence[
         "epochs": len(index),
         "epochs_without_prediction": sum(not word for word in words),
     }
+    row["missing_channels"] = "; ".join(found.missing.get(row["recording"], ())) or None
     if task == "stage":
         onsets_s = found.onset_s[index].tolist()
         own = night_figures(words, onsets_s)

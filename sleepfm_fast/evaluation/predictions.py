@@ -16,7 +16,7 @@ import csv
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TextIO
@@ -67,6 +67,8 @@ class Predicted:
     split : sequence of str, optional
         For each clip the classifier's split that its subject was in (train, validation or test), empty where the
         classifier does not know the subject.
+    missing : mapping of str to sequence of str, optional
+        For each recording the channels of the classifier's inputs that it lacks, where that is known.
     """
 
     names: tuple[str, ...]
@@ -79,6 +81,7 @@ class Predicted:
     recordings: Sequence[str]
     subjects: Sequence[str]
     split: Sequence[str] | None = None
+    missing: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def known(self) -> npt.NDArray[np.bool_]:
@@ -175,6 +178,7 @@ def write_predictions(
             "clips": len(words),
             "clips_without_prediction": int((~found.known).sum()),
             "recordings": n_nights,
+            "missing_channels": {name: list(lacks) for name, lacks in found.missing.items() if lacks},
             "predicted": {name: words.count(name) for name in found.names},
         }
         head = {"format": "sleepfm_fast predictions", "version": 1, "made_of": made_of}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sleepfm_fast.cli.json_text import read_object
 from sleepfm_fast.cli.option_ranges import option
-from sleepfm_fast.cli.path_kinds import Kind, entries, kind_of
+from sleepfm_fast.cli.path_kinds import Kind, entries, kind_of, places_of
 
 if TYPE_CHECKING:
     from sleepfm_fast.embeddings import Embeddings
@@ -26,6 +26,8 @@ __all__ = [
 ]  # fmt: skip
 
 RUNS = (Kind.RUN, Kind.SUPERVISED)
+ADVISED = {"passed_over", "eeg_lost", "eeg_apart", "common_reference"}
+"""Findings that advise --montage aasm."""
 USUAL = ("edf", "nights", "recordings", "store", "run", "embeddings", "features")
 """Names that say what a folder is, not whose."""
 
@@ -82,9 +84,8 @@ def after_preprocess(config: Any, result: dict[str, Any]) -> str | None:
         return None
     folder = config.paths[0] if config.paths[0].is_dir() else config.paths[0].parent
     options = options_of(config, "paths", "inspect", "json", "workers")
-    if (
-        "passed_over" in result["findings_by_code"]
-    ):  # auto would leave out all of the EEG, say: what the finding advises
+    # With auto all of the EEG would be left out, say; with a montage by name nothing better is known.
+    if ADVISED & result["findings_by_code"].keys() and config.montage == "auto" and config.like is None:
         options = f"{options} --montage aasm".lstrip()
     elif result["montage_unresolved"] is not None:  # auto would be refused: what was shown instead
         options = f"{options} --montage {result['montage']['name']}".lstrip()
@@ -118,7 +119,8 @@ def after_embeddings(config: Any, result: dict[str, Any]) -> str | None:
     path = Path(result.get("embeddings") or result["features"])
     embeddings = Embeddings(path)
     run = run_of(path)
-    if run is None and (former := getattr(config, "run", None)) is not None:
+    former = getattr(config, "run", None)
+    if former is not None and (run is None or is_of_another_store(embeddings, run)):
         line = predicted(former, embeddings)
         if line is not None:
             return line
@@ -127,6 +129,16 @@ def after_embeddings(config: Any, result: dict[str, Any]) -> str | None:
             place = beside(path, task) if run is None else free(run / "results" / task)
             return typed("probe", path, place, options=f"--task {task}")
     return retrieval(embeddings, run)
+
+
+def is_of_another_store(embeddings: Embeddings, run: Path) -> bool:
+    """Whether embeddings that lie in a run's folder are of a store that the run was not trained on."""
+    options = read_object(run / "config.json").get("config")
+    named = options.get("store") if isinstance(options, dict) else None
+    if not isinstance(named, str):
+        return False
+    trained_on = next((place for place in places_of(named, run) if kind_of(place) == Kind.STORE), None)
+    return trained_on is not None and trained_on.resolve() != embeddings.store_path.resolve()
 
 
 def after_transfer(config: Any, result: dict[str, Any]) -> str | None:

@@ -174,7 +174,7 @@ def frame_of(
         )
         frame = Frame("dated", start + timedelta(days=nights), frame.day_first)
         relative = [frame.seconds(clock) for clock in dated]
-    if min(relative) > DAY_S or max(relative) < -DAY_S:
+    if min(relative) >= DAY_S or max(relative) < -HALF_DAY_S:
         days = round(min(relative, key=abs) / DAY_S, 1)
         issues.append(
             f"{source}: its times lie {counted(days, 'day', spec='g')} away from the recording's start ({start}); one "

@@ -10,12 +10,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sleepfm_fast.plurals import counted
-from sleepfm_fast.scoring.clock import length_s, moment
+from sleepfm_fast.scoring.clock import Clock, length_s, moment
 from sleepfm_fast.scoring.stage_spans import LIST_STEPS
 from sleepfm_fast.scoring.stages import LONGEST_NAME, fold, respiratory_event_of, stage_of, with_latin_words
 from sleepfm_fast.scoring.timed_texts import ScoringError
 
-__all__ = ["TEXT", "UNITS_S", "Columns", "cell_of", "counts_epochs", "name_and_unit", "stage_column", "table"]
+__all__ = [
+    "TEXT",
+    "UNITS_S",
+    "Columns",
+    "cell_of",
+    "clock_column",
+    "counts_epochs",
+    "name_and_unit",
+    "stage_column",
+    "table",
+]
 
 ONSET = (
     *(
@@ -58,6 +68,7 @@ STAGE = (
     *("stage", "sleepstage", "sleepstages", "staging", "stages", "stagename", "sleepstagename", "stagelabel"),
     *("userdefinedstage", "humanstage", "stagehum", "manualstage", "expertstage", "consensusstage", "majority"),
     *("stade", "stades", "schlafstadium", "schlafstadien", "schlafphase", "stadium", "estadio", "stadio", "hypnogram"),
+    *("estagio", "estagios", "fase", "fases", "etapa", "etapas", "fasedosono", "estagiodosono", "fasedesueno"),
     "hypno",
 )
 EVENT = (
@@ -205,6 +216,17 @@ def counts_epochs(rows: list[tuple[int, list[str]]], columns: Columns, length_of
     return [*map(int, numbers)] == counted_up and all(stage_of(row[text]) is not None for _, row in rows)
 
 
+def clock_column(rows: list[tuple[int, list[str]]], used: Sequence[int | None]) -> int | None:
+    """First column not ``used`` of which every row is a clock time, mostly another one than those of other rows."""
+    for column in range(min((len(row) for _, row in rows), default=0)):
+        cells = [row[column].strip() for _, row in rows]
+        if column in used or 2 * len({*cells}) <= len(cells):
+            continue
+        if all(isinstance(moment(cell), Clock) for cell in cells):
+            return column
+    return None
+
+
 def stage_column(rows: list[tuple[int, list[str]]], columns: Columns) -> int:
     """Column of the stages beside numbers of epochs: without a header, the first of two scorers' columns."""
     if columns.duration is not None:
@@ -258,7 +280,13 @@ def named_columns(header: list[str], source: str, rows: list[tuple[int, list[str
         text = next((i for i in others if names_any(rows, i)), text)
     if onset is None:
         stage = column(STAGE)
-        return None if stage is None else Columns(None, None, None, stage, column(EPOCH), stages_only=True)
+        if stage is None:
+            return None
+        ends = [i for i, name in enumerate(names) if name in (*END, *DURATION)]
+        clock = clock_column(rows, [stage, *ends])
+        if clock is None:
+            return Columns(None, None, None, stage, column(EPOCH), stages_only=True)
+        return Columns(clock, None, duration, stage, column(EPOCH), None, True, duration_unit_s=unit_s(duration))
     stages_only = names[text] in STAGE
     stage = None if stages_only else column(STAGE)
     of_times = unit_s(onset), unit_s(end), unit_s(duration)

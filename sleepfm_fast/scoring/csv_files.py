@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -22,7 +23,16 @@ from sleepfm_fast.scoring.clock import (
     refuse_half_days,
 )
 from sleepfm_fast.scoring.clock_change import without_clock_change
-from sleepfm_fast.scoring.csv_columns import TEXT, UNITS_S, Columns, cell_of, counts_epochs, stage_column, table
+from sleepfm_fast.scoring.csv_columns import (
+    TEXT,
+    UNITS_S,
+    Columns,
+    cell_of,
+    clock_column,
+    counts_epochs,
+    stage_column,
+    table,
+)
 from sleepfm_fast.scoring.profile import is_profile, profile_events
 from sleepfm_fast.scoring.stage_spans import SAME_TIME_S, listed_epoch_s
 from sleepfm_fast.scoring.stages import (
@@ -41,6 +51,11 @@ MEASURED = re.compile(rf"(?P<number>[+-]?[\d.,]+)\s*(?P<unit>{'|'.join(UNITS_S)}
 """``25,3 s`` in a cell."""
 NO_TEXT = ("", "x", "-")
 """What stands in a column of events where none of its words fits."""
+FEW_STAGES = 4
+"""Fewer stages than this tell nothing of the unit of their times."""
+LONGEST_STEP_S = 600.0
+LONGEST_STAGE_S = 3600.0
+"""Half of a night's stages are far shorter than either, be they epochs or the time between two changes."""
 SHORTFALL_S = 60.0
 """A list of stages without times may be this much shorter than the recording, and a last epoch longer."""
 
@@ -77,7 +92,14 @@ def parse_csv(data: bytes, source: str, start: datetime | None, length_of_record
         return Scoring(tuple(events), source, tuple(issues), events_scored=None)
     rows, columns = table(text, source)
     if columns.onset is not None and counts_epochs(rows, columns, length_of_recording_s):
-        columns = Columns(None, None, None, stage_column(rows, columns), columns.onset, stages_only=True)
+        stage = stage_column(rows, columns)
+        clock = clock_column(rows, (stage, columns.onset, columns.end))
+        columns = Columns(clock, None, None, stage, columns.onset, stages_only=True)
+    if columns.onset is not None and columns.epoch is not None:
+        issues.append(
+            f"{source}: no column is named as one of times; the clock times of column {columns.onset + 1} "
+            f"('{cell_of(rows[0][1], columns.onset)}' in the first row) were taken for those of the epochs."
+        )
     if columns.onset is None:
         texts = [cell_of(row, columns.text) for _, row in rows]
         numbers = None if columns.epoch is None else [cell_of(row, columns.epoch) for _, row in rows]
@@ -178,9 +200,58 @@ def timed(
     rows_are_stages = all(found.stages) and 2 * found.n_staged < len(found.onsets)
     if rows_are_stages and (listed_epoch_s(sorted({*onsets_s})) is not None or follow_one_another(events)):
         events = staged_epochs(events, found.stages, source, issues)
+    refuse_outside(events, frame, columns, source, length_of_recording_s)
     if frame.kind in ("of day", "dated") and start is not None:
         return list(without_clock_change(events, of_day(start), source, issues))
     return events
+
+
+def refuse_outside(
+    events: Sequence[Event], frame: Frame, columns: Columns, source: str, length_of_recording_s: float | None
+) -> None:
+    """Refuse stages of which most lie outside the recording, or that last hours, as do those in another unit.
+
+    A recording cut out of a longer night, half of which or more is scored in usual steps, keeps its part of the
+    scoring. Where all stages lie outside, none is taken, and :func:`~sleepfm_fast.scoring.labels.clip_labels` says so.
+    """
+    staged = [event for event in events if stage_of(event.text) is not None]
+    if length_of_recording_s is None or len(staged) < FEW_STAGES:
+        return
+    onsets_s = sorted({event.onset_s for event in staged})
+    durations_s = [event.duration_s for event in staged if event.duration_s and math.isfinite(event.duration_s)]
+    outside = sum(not -EPOCH_S < at < length_of_recording_s for at in onsets_s)
+    steps_s = [b - a for a, b in itertools.pairwise(onsets_s)]
+    step_s, lasts_s = (statistics.median(values or [0.0]) for values in (steps_s, durations_s))
+    # an epoch, or a stage between two changes; steps that are all alike are epochs
+    usual = step_s <= (EPOCH_S if min(steps_s, default=0.0) == step_s else LONGEST_STEP_S)
+    covered_s = min(onsets_s[-1], length_of_recording_s) - max(onsets_s[0], 0.0)
+    of_part = usual and 2 * covered_s >= length_of_recording_s
+    if len(onsets_s) > outside > len(onsets_s) / 2 and not of_part:
+        said = (
+            f"{outside} of the {counted(len(onsets_s), 'time')} of its stages "
+            f"{agreeing(outside, 'lies', 'lie')} outside the recording, which lasts "
+            f"{length_of_recording_s / 60:.1f} minutes"
+        )
+        plain = frame.kind == "seconds" and columns.onset_unit_s == 1
+        what, names, each_s = "times", "Onset (ms)", min(steps_s)
+        if lasts_s == each_s and columns.duration is not None:
+            what, names = "times and durations", "Onset (ms) and Duration (ms)"
+    elif lasts_s > LONGEST_STAGE_S and sum(durations_s) > length_of_recording_s + LONGEST_STAGE_S:
+        said = f"half of its stages last {lasts_s / 3600:.1f} hours or more by their durations"
+        plain = columns.duration is not None and columns.duration_unit_s == 1
+        what, names, each_s = "durations", "Duration (ms)", lasts_s
+    else:
+        return
+    hint = "If they belong to this recording, correct them, or give seconds from its start."
+    if plain and each_s in (20_000, 30_000):
+        hint = f"The {what} would fit milliseconds: if they are, say so in the columns' names, {names}."
+    elif plain and each_s > 2 * EPOCH_S:
+        hint = (
+            f"The {what} would fit samples at {each_s / EPOCH_S:g} Hz, for epochs of {EPOCH_S} s: if they are, divide "
+            "them by the sampling frequency. Expected seconds, or a column's name that states another unit of time, "
+            f"as {names}."
+        )
+    raise ScoringError(f"{source}: {said}. {hint}")
 
 
 def text_of(cells: Sequence[str], columns: Columns) -> str:
@@ -298,6 +369,13 @@ def untimed(
             "here; expected a column onset, in seconds from the recording's start."
         )
     missing_s = length_of_recording_s - length_s
+    if first and missing_s >= SHORTFALL_S:
+        raise ScoringError(
+            f"{source} lists the epochs {first + 1} to {first + len(texts)} without times. If they are of {EPOCH_S} s "
+            f"and counted from the recording's start, they end {missing_s / 60:.1f} minutes before it does; their "
+            f"length is not stated, so it is not known where they lie. Add a column onset, for epochs of {EPOCH_S} s "
+            f"with {EPOCH_S} * (number of the epoch - 1) in seconds, and one named duration."
+        )
     if missing_s >= SHORTFALL_S or missing_s <= -EPOCH_S:
         would_s = length_of_recording_s / (first + len(texts))
         raise ScoringError(

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.plurals import agreeing, counted
-from sleepfm_fast.scoring.stage_spans import SAME_TIME_S, StageSpan, stage_spans
+from sleepfm_fast.scoring.stage_spans import LIST_STEPS, SAME_TIME_S, StageSpan, stage_spans
 from sleepfm_fast.scoring.stages import EPOCH_S, NO_STAGE, STAGES, respiratory_event_of
 from sleepfm_fast.scoring.texts import told_apart, unknown_texts
 from sleepfm_fast.scoring.timed_texts import Event, Scoring, ScoringError
@@ -22,7 +22,7 @@ from sleepfm_fast.scoring.timed_texts import Event, Scoring, ScoringError
 if TYPE_CHECKING:
     from sleepfm_fast.edf import Segment
 
-__all__ = ["LABEL_RULES", "OVERLONG", "ClipGrid", "clip_labels", "refuse_endless"]
+__all__ = ["LABEL_RULES", "OVERLONG", "TWO_SCORERS", "ClipGrid", "clip_labels", "refuse_endless"]
 
 LABEL_RULES = 7
 """Version of the labels, to be raised when the same scoring gives clips other labels than before: nights of a store are
@@ -31,7 +31,8 @@ more than five minutes. 4: the grid of clips follows most epochs and not the fir
 night mean no stage, lists that count epochs are read as epochs, durations within texts are read, and so are columns of
 events in every language. 6: a few events among listed epochs keep their durations, a remark leaves a stage its place,
 numbers of UCDDB are known, and dates beside a recording without one count from the night. 7: times since
-the start of a recording that begins near midnight are told from clock times."""
+the start of a recording that begins near midnight are told from clock times, clock times of a column without a known
+name are used, and stages in milliseconds or samples are refused."""
 
 SDB_OVERLAP_S = 10.0
 """Seconds of an event inside a clip that make the clip one with an event: the least that an apnoea or hypopnoea lasts
@@ -42,6 +43,8 @@ LONGEST_EVENT_S = 300.0
 """No apnoea or hypopnoea lasts five minutes: a longer one was never ended, or its duration is in another unit."""
 OVERLONG = "longer than any apnoea or hypopnoea lasts"
 """Part of the remark on such events."""
+TWO_SCORERS = "the scoring looks like that of two scorers"
+"""Beginning of the remark on it."""
 STAGE_COVERAGE = 0.5
 """Share of an epoch that stage annotations must cover for the epoch to get a stage."""
 
@@ -154,6 +157,17 @@ def clip_labels(
         issues.append(f"{scoring.source} names no sleep stage: every clip has stage none.")
 
     stage = stage_codes(onsets_s, spans, issues)
+    codes: dict[tuple[float, float], list[int]] = {}
+    for span in spans:
+        codes.setdefault((span.onset_s, span.end_s), []).append(span.code)
+    differ = sum(len({*given}) > 1 for given in codes.values())
+    if differ and 2 * sum(len(given) > 1 for given in codes.values()) > len(codes) >= LIST_STEPS:
+        issues.append(
+            f"{TWO_SCORERS}: most epochs are given more than once, {differ} of {len(codes)} with different stages. "
+            "Epochs on which the scorers differ have no stage, so that only those that are easy to score are left. Put "
+            "each scorer's rows into a file of their own, in folders of their own, and name the one to use with "
+            "--labels."
+        )
     respiratory = [event for event in events if respiratory_event_of(event.text) is not None]
     if events_scored is None or not (scored or respiratory):
         events_scored = None if scoring is None else scoring.events_scored

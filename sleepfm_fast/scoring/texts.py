@@ -186,6 +186,8 @@ def unknown_texts(events: Sequence[Event], issues: list[str]) -> None:
     for found, what, example in asked:
         if found:
             first = found.most_common(1)[0][0]
+            if example != "N2" and (named := re.search(r"hyp|apn(o?e|é|ö)", first, re.IGNORECASE)):
+                example = "hypopnea" if named[0].lower() == "hyp" else "apnea"
             issues.append(
                 f"texts that {what}: {listed(found)}. Say what they mean, as with --meanings '{first}={example}'."
             )

@@ -111,6 +111,7 @@ def is_whole_record(record: Any) -> bool:
             and are(record["source"].get("others", []), lambda facts: is_file(facts) and is_text(facts["sha256"]))
             and is_scoring(record["scoring"])
             and optional(record.get("respiratory_events"), are_events)
+            and all(is_number(record.get("lights_s", {}).get(name, 0.0)) for name in ("off", "on"))
             and are(channels, is_channel)
             and are(segments, lambda segment: is_segment(segment, len(channels)))
             and are_clips(record["clips"], len(segments))
