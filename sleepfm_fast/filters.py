@@ -158,17 +158,17 @@ class FilterBank:
         The columns of ``filters`` are those of ``FilterRow`` in csrc/params.h.
         """
         import torch
-        from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+        fake = torch._C._TorchDispatchModeKey.FAKE
         rows, taps = self._tables  # read once: both are of the same filters
         key = str(device), len(rows)
         # torch.export and make_fx give tensors without values in place of ours, which must not stay for others.
-        keep = torch.compiler.is_dynamo_compiling() or not is_in_torch_dispatch_mode()
-        found = self._tensors.get(key) if keep else None
+        is_fake = not torch.compiler.is_dynamo_compiling() and torch._C._get_dispatch_mode(fake) is not None
+        found = None if is_fake else self._tensors.get(key)
         if found is None:
             filters = torch.tensor(rows, dtype=torch.int64, device="cpu").reshape(len(rows), FILTER_COLUMNS)
             found = filters.to(device), torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *taps])).to(device)
-            if keep:
+            if not is_fake:
                 self._tensors[key] = found
         return found
 

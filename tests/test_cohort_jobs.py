@@ -576,9 +576,17 @@ def test_the_manifest_has_one_row_a_night_and_follows_what_happens(cohort: Path,
     assert [rows[i]["clips"] for i in ("a1", "broken")] == ["4", "0"]
     assert all(float(row["seconds"]) >= 0 for row in rows.values())
     assert "broken.edf" in rows["broken"]["reason"]
+    # what has failed and is no longer there
+    (cohort / "broken.edf").unlink()
+    preprocess(capsys, cohort, store)
+    gone = rows_of(store)["broken"]
+    assert (gone["status"], gone["clips"]) == ("gone", "0")
+    assert rows["broken"]["reason"] in gone["reason"]
+    assert {name: row for name, row in rows_of(store).items() if name != "broken"} == {
+        name: row for name, row in rows.items() if name != "broken"
+    }
     # a second run has nothing to say
     before = (store / "manifest.csv").read_bytes()
-    (cohort / "broken.edf").unlink()
     preprocess(capsys, cohort, store)
     assert (store / "manifest.csv").read_bytes() == before
     # a changed source, and the same made again
