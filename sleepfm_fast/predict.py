@@ -143,8 +143,7 @@ def main(config: Config) -> dict[str, Any]:
     }
     key = key_of("predict", config, inputs)
     with claimed_predictions(config.predictions, overwrite=config.overwrite, made_of=key) as finished:
-        if finished is not None:
-            say_changed_store(embeddings)
+        say_changed_store(embeddings)
         found = _predicted(config, key, result, model, embeddings, starts) if finished is None else finished
         return {**found, "predictions": str(config.predictions), "seconds": round(time.perf_counter() - started, 3)}
 
@@ -159,7 +158,6 @@ def _predicted(
 ) -> dict[str, Any]:
     """Classify and write."""
     from sleepfm_fast.evaluation.calibration import correct_for_prior
-    from sleepfm_fast.evaluation.changed_store import say_changed_store
     from sleepfm_fast.evaluation.classification import probability_of
     from sleepfm_fast.evaluation.logistic import Features
     from sleepfm_fast.evaluation.missing_channels import missing_channels
@@ -167,7 +165,6 @@ def _predicted(
     from sleepfm_fast.evaluation.predictions import Predicted, write_predictions
     from sleepfm_fast.evaluation.tasks import TASKS, labels_of
 
-    say_changed_store(embeddings)
     task = TASKS[result.record["task"]]
     modalities = tuple(result.record["modalities"])
     whole = np.asarray(embeddings.mask)[:, [embeddings.modalities.index(m) for m in modalities]].all(axis=1)

@@ -161,7 +161,8 @@ def shared(nights: Sequence[NightReport], tables: ParticipantTables) -> Iterator
 
 def one_person(nights: Sequence[NightReport], tables: ParticipantTables) -> Iterator[Finding]:
     """Names that look like several nights of one person, who counts as several subjects."""
-    for paths in tables.perhaps_one_person(night.path for night in nights):
+    alike = list(tables.perhaps_one_person(night.path for night in nights))
+    for paths in alike:
         yield Finding(
             "warning", "perhaps_one_person", tuple(map(str, paths)), "",
             f"{len(paths)} names ({', '.join(p.stem for p in paths[:3])}) look like nights of one person, who counts "
@@ -169,8 +170,6 @@ def one_person(nights: Sequence[NightReport], tables: ParticipantTables) -> Iter
             "if they are, give --participants with the columns recording and subject",
             {"recordings": len(paths)},
         )  # fmt: skip
-    # Named by their files or copies of one another, they have a finding already.
-    said = [set(paths) for paths in tables.perhaps_one_person(night.path for night in nights)]
     groups: dict[str, list[NightReport]] = {}
     for night in nights:
         if night.patient:
@@ -179,7 +178,8 @@ def one_person(nights: Sequence[NightReport], tables: ParticipantTables) -> Iter
         paths = [m.path for m in members]
         n_subjects = len({tables.of(path).subject for path in paths})
         of_most = len(nights) >= MIN_NIGHTS and 2 * len(members) > len(nights)
-        known = any(set(paths) <= others for others in said) or len({m.digest for m in members}) == 1
+        # Named by their files or copies of one another, they have a finding already.
+        known = any(set(paths) <= set(others) for others in alike) or len({m.digest for m in members}) == 1
         told = all(tables.tells_person(path) for path in paths)
         if n_subjects > 1 and not of_most and not known and not told:
             yield Finding(
