@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib
+import importlib.util
 import json
 import os
 import sys
@@ -31,6 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 CUDA = torch.device("cuda", 0)
+PACKAGE = Path(str(importlib.util.find_spec("sleepfm_fast").origin)).parent
 
 NOTED: dict[str, int] = {}
 """``"what file:line"`` -> how often, the line being that of sleepfm_fast. What is ``wait`` (the host waits until the
@@ -150,8 +152,9 @@ def note(name: str, arguments: tuple[Any, ...], options: dict[str, Any], asked: 
             without = options.get("non_blocking") or (name == "copy_" and len(arguments) > 2 and arguments[2])
             what = "upload without waiting" if without else "upload"
     if what:
-        ours = [frame for frame in traceback.extract_stack() if "/sleepfm_fast/" in frame.filename]
-        place = f"{ours[-1].filename.rpartition('/sleepfm_fast/')[2]}:{ours[-1].lineno}" if ours else "elsewhere"
+        # Not by the folder's name, which a clone of the repository has too.
+        ours = [frame for frame in traceback.extract_stack() if Path(frame.filename).is_relative_to(PACKAGE)]
+        place = f"{Path(ours[-1].filename).relative_to(PACKAGE)}:{ours[-1].lineno}" if ours else "elsewhere"
         NOTED[f"{what} {place}"] = NOTED.get(f"{what} {place}", 0) + 1
 
 
