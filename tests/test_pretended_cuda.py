@@ -16,6 +16,7 @@ import torch
 
 from sleepfm_fast import train
 from sleepfm_fast.embeddings import Embeddings
+from sleepfm_fast.ops.cuda_kernels import ARCHITECTURES
 
 HERE = Path(__file__).resolve().parent
 SOURCES = HERE / "pretended_cuda"
@@ -105,6 +106,7 @@ def test_other_ways_to_train(environment, cohort_store, tmp_path, options):
     assert all(np.isfinite(losses(tmp_path / "run")))
 
 
+@pytest.mark.skipif(not ARCHITECTURES, reason="this build has no CUDA kernels")
 def test_fused_blocks(environment, planted, tmp_path):
     options = ["--precision", "bfloat16", "--fused-blocks"]
     training = ["--max-steps", "1", "--batch-size", "4", "--threads", "1", "--dropout", "0"]
