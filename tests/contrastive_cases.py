@@ -85,19 +85,33 @@ def check_result(result: Callable[..., Result], x: Tensor, log_temperature: floa
     check_values(result(x, torch.tensor(log_temperature, dtype=dtype), **kwargs), x, log_temperature, **kwargs)
 
 
-def check_values(ours: Result, x: Tensor, log_temperature: float, **kwargs) -> None:
+class Twins(NamedTuple):
+    """Results of the twin in float64, in x's own precision, and on the same numbers in the loss's."""
+
+    truth: Result
+    same: Result
+    widened: Result
+
+
+def twins(x: Tensor, log_temperature: float, **kwargs) -> Twins:
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    tau = torch.tensor(log_temperature, dtype=dtype)
+    of = [(x.double(), tau.double()), (x, tau), (x.to(dtype), tau)]
+    return Twins(*(evaluate(reference.contrastive_loss, *arguments, **kwargs) for arguments in of))
+
+
+def check_values(ours: Result, x: Tensor, log_temperature: float, of: Twins | None = None, **kwargs) -> None:
     """Check a result against the twin in float64, by element and as :func:`check_norms` does.
 
     The stated term of an element. A cosine of unit rows is uncertain by about eps, a logit by s eps, so what follows
     from it has a relative error of about (1 + s) eps: 8 (1 + s) eps is allowed for the loss. A gradient is a difference
     of terms whose size is that of the probability missed, at most min(1, loss), times s / (n |x|): the same factor, of
     that and of the row's largest element. float16 and bfloat16 gradients are rounded once more, half a unit in the last
-    place. Below the smallest normal number nothing is promised.
+    place. Below the smallest normal number nothing is promised. ``of`` are the twins, if they are known already.
     """
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    tau = torch.tensor(log_temperature, dtype=dtype)
-    same = evaluate(reference.contrastive_loss, x, tau, **kwargs)
-    truth = evaluate(reference.contrastive_loss, x.double(), tau.double(), **kwargs)
+    of = twins(x, log_temperature, **kwargs) if of is None else of
+    truth, same, _ = of
     assert ours.loss.dtype == dtype
     assert ours.d_x.dtype == x.dtype
     s = math.exp(log_temperature)
@@ -119,7 +133,7 @@ def check_values(ours: Result, x: Tensor, log_temperature: float, **kwargs) -> N
             term = term + truth.d_x.abs() * info.eps / 2 + info.smallest_normal * info.eps / 2
         assert_close(ours.d_x, same.d_x, truth.d_x, term, f"gradient of {what}")
     statistics_agree(ours.statistics, same.statistics, truth.statistics, factor)
-    check_norms(ours, x, truth, log_temperature, what=what, **kwargs)
+    check_norms(ours, x, of, log_temperature, what=what, **kwargs)
 
 
 def size_of_logits(x: Tensor, log_temperature: float, mask: Tensor | None = None) -> float:
@@ -135,9 +149,7 @@ def size_of_logits(x: Tensor, log_temperature: float, mask: Tensor | None = None
     return math.exp(log_temperature) * float(rms)
 
 
-def check_norms(
-    ours: Result, x: Tensor, truth: Result, log_temperature: float, what: str = "", **kwargs
-) -> list[float]:
+def check_norms(ours: Result, x: Tensor, of: Twins, log_temperature: float, what: str = "", **kwargs) -> list[float]:
     """Loss, slope and the norm of the gradient's error against PyTorch's on the same numbers, and a few eps.
 
     With u the size of the logits (:func:`size_of_logits`), a logit is uncertain by about u eps and so is a probability,
@@ -148,7 +160,7 @@ def check_norms(
     Returns the shares of what is allowed.
     """
     dtype = ours.loss.dtype
-    same = evaluate(reference.contrastive_loss, x.to(dtype), torch.tensor(log_temperature, dtype=dtype), **kwargs)
+    truth, same = of.truth, of.widened
     eps, smallest = 8 * torch.finfo(dtype).eps, torch.finfo(dtype).smallest_normal
     u = size_of_logits(x, log_temperature, kwargs.get("mask"))
     loss, slope, missed = float(truth.loss), abs(float(truth.d_log_temperature)), float(truth.loss.clamp_max(1.0))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from pathlib import Path
 
 import pytest
 import torch
-from contrastive_cases import DIRECTIONS, MODES, Result, check_values, embeddings, evaluate, random_mask
+from contrastive_cases import DIRECTIONS, MODES, Result, check_values, embeddings, evaluate, random_mask, twins
 from instruction_sets import results_with
 
 import sleepfm_fast
@@ -42,6 +43,13 @@ def computed(case, dtype):
     return evaluate(ops.contrastive_loss, x, torch.tensor(log_temperature, dtype=exact), **options)
 
 
+@functools.cache
+def twins_of(case, dtype):
+    """The same for every instruction set and planted error."""
+    x, log_temperature, options = problem(case, dtype)
+    return twins(x, log_temperature, **options)
+
+
 SCRIPT = """
 import sys, torch, test_contrastive_bounds as t
 found = [[t.computed(case, dtype) for case in t.CASES] for dtype in t.DTYPES]
@@ -60,8 +68,8 @@ def test_planted_errors_are_seen_whichever_instructions_compute(name: str, tmp_p
 def check_planted(result: Result, case: tuple, dtype: torch.dtype) -> None:
     """The result passes, and no longer where its gradient, loss or slope is multiplied by a little more than 1."""
     x, log_temperature, options = problem(case, dtype)
-    scale = case[1]
-    check_values(result, x, log_temperature, **options)
+    scale, of = case[1], twins_of(case, dtype)
+    check_values(result, x, log_temperature, of, **options)
     of_gradient = torch.finfo(dtype).eps if dtype in (torch.bfloat16, torch.float16) else PLANTED[scale]
     shares = {"d_x": of_gradient, "loss": PLANTED[scale], "d_log_temperature": SLOPE_PLANTED[scale]}
     if dtype == torch.float16 and scale < 100:  # its gradients are below the smallest normal number
@@ -72,4 +80,4 @@ def check_planted(result: Result, case: tuple, dtype: torch.dtype) -> None:
             planted = (value.double() * (1 + sign * share)).to(value.dtype)
             wrong = result._replace(**{field: planted})
             with pytest.raises(AssertionError, match=MESSAGES[field]):
-                check_values(wrong, x, log_temperature, **options)
+                check_values(wrong, x, log_temperature, of, **options)
