@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from called import last_json
 
-from sleepfm_fast import __version__, embed, preprocess, probe, retrieve, supervise, train
+from sleepfm_fast import __version__, embed, preprocess, probe, retrieve, simulate, supervise, train
 from sleepfm_fast.__main__ import COMMANDS
 from sleepfm_fast.storage.claims import claim_to_write
 
@@ -103,6 +103,22 @@ def test_a_run_of_supervise_is_not_resumed_as_one_of_train(cohort_store, tmp_pat
     assert train.cli([str(cohort_store), str(tmp_path / "run"), *options, "--resume"]) == 1
     assert "holds a run of supervise, not of train" in capsys.readouterr().err
     assert before == {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()}
+
+
+@pytest.mark.parametrize("n_subjects", [1, 2])
+def test_another_laboratorys_store_of_few_subjects(cohort_store, n_subjects, tmp_path, capsys):
+    run(train, [cohort_store, tmp_path / "run", *TINY], capsys)
+    run(simulate, [tmp_path / "edf", "--subjects", str(n_subjects), "--hours", "0.1", "--seed", "7"], capsys)
+    run(preprocess, [tmp_path / "edf", tmp_path / "store", "--like", tmp_path / "run"], capsys)
+    embedded, err = run(embed, [tmp_path / "run", tmp_path / "store", tmp_path / "embeddings"], capsys)
+    assert (embedded["overlap"], "memorisation" in err) == (False, False)
+    splits = np.load(tmp_path / "embeddings" / "split.npy")
+    assert sorted(set(splits.tolist())) == ([2] if n_subjects == 1 else [0, 2])
+    if n_subjects == 1:
+        assert probe.cli([str(tmp_path / "embeddings"), "--task", "stage"]) == 1
+        assert "transfer" in capsys.readouterr().err
+        found, _ = run(retrieve, [tmp_path / "embeddings"], capsys)
+        assert (found["overlap"], found["n_clips"]) == (False, 12)
 
 
 def test_a_real_recording_from_edf_to_retrieval(data_folder, tmp_path, capsys):

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from sleepfm_fast.cli.command import say
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.embeddings import Description
-from sleepfm_fast.runs.splits import Split, assign_subjects
+from sleepfm_fast.runs.splits import SPLITS, Split, assign_subjects
 from sleepfm_fast.store.clip_facts import columns_of, people_of
 
 __all__ = ["described_clips"]
@@ -25,7 +26,8 @@ def described_clips(
     ----------
     store : ClipStore
     split, known
-        As of :func:`sleepfm_fast.runs.splits.assign_subjects`.
+        As of :func:`sleepfm_fast.runs.splits.assign_subjects`; but the one subject of a store, if others than it are
+        known, is a test subject.
     run, presets
         As of :class:`sleepfm_fast.embeddings.Description`.
 
@@ -34,7 +36,11 @@ def described_clips(
     columns : dict of str to array [n_clips]
     description : Description
     """
-    codes, notices = assign_subjects(store.subjects, split, known)
+    if len(store.subjects) == 1 and known and store.subjects[0] not in known:
+        # Another laboratory's night. For a training, its one subject would have to serve all purposes.
+        codes, notices = np.full(1, SPLITS.index("test"), np.int8), ()
+    else:
+        codes, notices = assign_subjects(store.subjects, split, known)
     for notice in notices:
         say(f"notice: {notice}")
     overlap = bool((codes < 0).any())

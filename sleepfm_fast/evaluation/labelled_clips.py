@@ -100,7 +100,8 @@ def labelled_clips(
         raise SleepfmError(
             f"{embeddings.path} has no {side} subjects (clips: {sizes}; split rule: "
             f"{embeddings.description.split_rule}). The probe fits on training subjects and is tested on test "
-            "subjects; embed a store with more subjects."
+            "subjects: embed a store with more subjects; or test here what another cohort's subjects have taught, with "
+            "transfer, or label these nights with it, with predict."
         )
     labels = labels_of(embeddings, task, clips)
     labelled = labels >= 0
