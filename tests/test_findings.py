@@ -48,6 +48,18 @@ def examine(tmp_path: Path, capsys):
     return run
 
 
+@pytest.fixture
+def said_by_preprocess(capsys):
+    """Make a store, or add to it; returns the lines that were said."""
+
+    def run(recordings: Path, store: Path, *options: str) -> list[str]:
+        capsys.readouterr()
+        assert cli([str(recordings), str(store), *options, "--workers", "1", "--backend", "threading"]) == 0
+        return capsys.readouterr().err.splitlines()
+
+    return run
+
+
 def codes(findings: list[dict]) -> list[tuple[str, str, str]]:
     return sorted((f["severity"], f["code"], f["channel"]) for f in findings)
 
@@ -525,7 +537,9 @@ def test_mixed_montages_and_rates(sleepers: list[Path], tmp_path: Path, examine)
 
 
 @pytest.mark.parametrize(("n_mesa", "code", "said"), [(3, "eeg_apart", "EEG3"), (2, "eeg_lost", "EEG3")])
-def test_nights_of_two_laboratories_without_an_eeg_in_common(n_mesa, code, said, tmp_path: Path, examine) -> None:
+def test_nights_of_two_laboratories_without_an_eeg_in_common(
+    n_mesa, code, said, tmp_path: Path, examine, said_by_preprocess
+) -> None:
     (tmp_path / "in").mkdir()
     for i in range(3):
         write_night(tmp_path / "in" / f"s{i}.edf", leads=(Lead("EEG"), Lead("ECG", 200, "mV", 5.0)), seed=i)
@@ -544,9 +558,29 @@ def test_nights_of_two_laboratories_without_an_eeg_in_common(n_mesa, code, said,
         assert any('{"EEG3": {"alias": "EEG"}}' in f["action"] for f in findings)
     findings, _ = examine(tmp_path / "in", "--montage", "aasm")
     assert not [f for f in findings if f["code"] in ("eeg_apart", "eeg_lost")]
+    notices = said_by_preprocess(tmp_path / "in", tmp_path / "auto")
+    assert any(f"notice: {found['text']}; {found['action']} (with --overwrite" in notice for notice in notices)
+    aasm = said_by_preprocess(tmp_path / "in", tmp_path / "aasm", "--montage", "aasm")
+    assert not [notice for notice in aasm if "without EEG" in notice or "groups" in notice]
 
 
-def test_electrodes_against_a_common_reference(tmp_path: Path, examine) -> None:
+def test_nights_that_are_added_and_whose_eeg_is_lost(tmp_path: Path, said_by_preprocess) -> None:
+    for folder, label in (("first", "EEG"), ("second", "EEG3")):
+        (tmp_path / folder).mkdir()
+        for i in range(2):
+            leads = (Lead(label), Lead("ECG", 200, "mV", 5.0))
+            write_night(tmp_path / folder / f"{folder}{i}.edf", leads=leads, seed=len(label) + i)
+    assert not [n for n in said_by_preprocess(tmp_path / "first", tmp_path / "store") if "without EEG" in n]
+    notices = said_by_preprocess(tmp_path / "second", tmp_path / "store")
+    assert [n for n in notices if n.startswith("notice: 2 nights go without EEG, though they have EEG3: second0.edf")]
+    assert not [n for n in said_by_preprocess(tmp_path / "second", tmp_path / "store") if "without EEG" in n]
+    # An electrode that no montage of this kind asks for is lost in all nights.
+    paper = said_by_preprocess(tmp_path / "second", tmp_path / "paper", "--montage", "paper")
+    (lost,) = [n for n in paper if "without EEG" in n]
+    assert "--montage aasm" not in lost
+
+
+def test_electrodes_against_a_common_reference(tmp_path: Path, examine, said_by_preprocess) -> None:
     leads = [Lead(label) for label in ("C3", "C4", "A1", "A2", "L Chin", "R Chin", "ECG L", "ECG R")]
     write_night(tmp_path / "n.edf", leads=leads)
     findings, text = examine(tmp_path / "n.edf")
@@ -555,6 +589,10 @@ def test_electrodes_against_a_common_reference(tmp_path: Path, examine) -> None:
     assert "--montage aasm derives" in found["action"]
     assert "common_reference" in text
     assert not [f for f in examine(tmp_path / "n.edf", "--montage", "aasm")[0] if f["code"] == "common_reference"]
+    notices = said_by_preprocess(tmp_path / "n.edf", tmp_path / "auto")
+    assert any(f"notice: {found['text']}; {found['action']}" in notice for notice in notices)
+    aasm = said_by_preprocess(tmp_path / "n.edf", tmp_path / "aasm", "--montage", "aasm")
+    assert not [notice for notice in aasm if "common reference" in notice]
     write_night(tmp_path / "d.edf", leads=[Lead("C3-A2"), Lead("C4-A1"), Lead("ECG")])
     assert not [f for f in examine(tmp_path / "d.edf")[0] if f["code"] == "common_reference"]
 

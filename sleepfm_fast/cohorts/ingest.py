@@ -26,9 +26,11 @@ from sleepfm_fast.channels import (
 from sleepfm_fast.cli.bars import SLOW_S, progress_bar
 from sleepfm_fast.cli.command import say
 from sleepfm_fast.cli.json_text import from_json
+from sleepfm_fast.cohorts import eeg_slots
 from sleepfm_fast.cohorts.attempts import note_unchanged, process
 from sleepfm_fast.cohorts.cohort import Header, Plan, make_plan, read_header
 from sleepfm_fast.cohorts.corrections import Corrections
+from sleepfm_fast.cohorts.eeg_slots import NightEeg
 from sleepfm_fast.cohorts.folders import path_text
 from sleepfm_fast.cohorts.manifest import LEFT_OUT, Entry, Journal, merge_manifest, read_manifest
 from sleepfm_fast.cohorts.night import STARTED, NightConfig, NightRow
@@ -50,6 +52,8 @@ from sleepfm_fast.store.clip_writer import commit, read_record, write_store_file
 from sleepfm_fast.store.label_rules import configuration_digest, label_rules_note
 
 __all__ = ["Cohort", "Outcome", "Request", "ingest"]
+
+ANEW = "(with --overwrite, or into another store)"
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,8 @@ class Outcome:
 
     ``n_scored`` and ``n_silent`` count the indexed nights that have stages, and those of them without any word on
     respiratory events; ``twins`` is a sentence on nights that are indexed more than once, or empty; ``filled`` counts
-    the indexed nights that have each of the montage's channels; ``absent`` are recordings of other jobs of the array
+    the indexed nights that have each of the montage's channels; ``apart`` is a sentence on groups of them whose EEG has
+    no slot in common, or empty; ``absent`` are recordings of other jobs of the array
     that the index lacks; ``unused`` are, with --like, labels of the new recordings that each slot may mean.
     """
 
@@ -106,6 +111,7 @@ class Outcome:
     n_silent: int = 0
     twins: str = ""
     filled: tuple[int, ...] = ()
+    apart: str = ""
     absent: tuple[Path, ...] = ()
 
 
@@ -119,6 +125,7 @@ class Settled:
     given: list[Path]
     unused_corrections: list[str]
     unused: Mapping[str, Sequence[str]]
+    auto: bool
 
 
 def ingest(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Outcome:
@@ -164,7 +171,8 @@ def ingest(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Out
             claim.release()
     return Outcome(
         settled.montage, settled.plan, rows, indexed.totals, settled.given, others, settled.unused_corrections,
-        settled.unused, indexed.n_scored, indexed.n_silent, indexed.twins, indexed.filled, indexed.absent,
+        settled.unused, indexed.n_scored, indexed.n_silent, indexed.twins, indexed.filled, indexed.apart,
+        indexed.absent,
     )  # fmt: skip
 
 
@@ -209,14 +217,14 @@ def settle(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Set
         for suffix in (".json", ".bin"):
             (store / "recordings" / f"{name}{suffix}").unlink(missing_ok=True)
     update_participants(store, plan, cohort, request.shard)
-    say_unknown_labels(request, [header for header in headers if header.path in plan.mine])
+    say_doubtful_labels(request, [header for header in headers if header.path in plan.mine], montage)
     unused = []
     if len(headers) == len(given):
         unused = request.corrections.unused(((h.path, h.signals) for h in headers), plan.left_out)
     spare: dict[str, list[str]] = {}
     if request.like is not None:
         spare = unused_by_slot([request.corrections.apply(h.path, h.signals).signals for h in headers], montage)
-    return Settled(plan, montage, configuration, given, unused, spare)
+    return Settled(plan, montage, configuration, given, unused, spare, is_auto(request, montage))
 
 
 def refuse_one_scoring(labels: Path | None, n_recordings: int) -> None:
@@ -270,12 +278,23 @@ def auto_montage(request: Request, headers: Sequence[Header]) -> Montage:
     return montage
 
 
-def say_unknown_labels(request: Request, headers: Sequence[Header]) -> None:
-    """Say which labels of new recordings are not understood."""
-    corrected = [request.corrections.apply(header.path, header.signals).signals for header in headers]
-    if labels := unknown_labels([signal.label for signal in signals] for signals in corrected):
+def say_doubtful_labels(request: Request, headers: Sequence[Header], montage: Montage) -> None:
+    """Say which labels of new recordings are not understood, and where the montage does not suit the electrodes."""
+    corrected = {header.path: request.corrections.apply(header.path, header.signals).signals for header in headers}
+    if labels := unknown_labels([signal.label for signal in signals] for signals in corrected.values()):
         text, action = unknown_text(labels, len(headers))
         say(f"notice: {text}; {action}")
+    nights = [NightEeg.of(path, signals, montage) for path, signals in corrected.items()]
+    auto = is_auto(request, montage)
+    if auto and (found := eeg_slots.against_one(nights)):
+        say(f"notice: {eeg_slots.against_one_text(found)}; {eeg_slots.DERIVES} {ANEW}")
+    if (found := eeg_slots.lost(nights)) and any(slot.kind == "eeg" for slot in montage.slots):
+        say(f"notice: {eeg_slots.lost_text(found)}; {eeg_slots.remedy(auto=auto)} {ANEW}")
+
+
+def is_auto(request: Request, montage: Montage) -> bool:
+    """Whether the slots are what the cohort has, and not a list."""
+    return montage.name == "auto" and request.like is None
 
 
 def read_headers(paths: Sequence[Path], engine: Engine) -> list[Header]:
@@ -364,6 +383,7 @@ class Indexed:
     n_silent: int = 0
     twins: str = ""
     filled: tuple[int, ...] = ()
+    apart: str = ""
     absent: tuple[Path, ...] = ()
 
 
@@ -372,6 +392,7 @@ def finish(store: Path, settled: Settled, lock: Claim) -> Indexed:
     files: list[Path] = []
     nights: list[Twin] = []
     described: list[dict[str, Any]] = []
+    eeg: list[NightEeg] = []
     n_scored = n_silent = 0
     filled = [0] * len(settled.montage.slots)
     entries: dict[str, Entry] = {}
@@ -387,6 +408,7 @@ def finish(store: Path, settled: Settled, lock: Claim) -> Indexed:
             n_silent += is_silent(stages, sdb)
             filled = [n + bool(channel["present"]) for n, channel in zip(filled, record["channels"], strict=True)]
             nights.append(Twin.of(record))
+            eeg.append(NightEeg.of_record(record, settled.montage))
             described.append(night_row(record))
             entries[path] = Entry(record["id"], path, "ingested", "", "", n_clips, record["n_bytes"])
     totals = None
@@ -405,4 +427,7 @@ def finish(store: Path, settled: Settled, lock: Claim) -> Indexed:
     (store / "running" / "headers.json").unlink(missing_ok=True)
     others = settled.plan.names.keys() - settled.plan.mine - set(settled.plan.left_out)
     absent = [path for path in others if str(path) not in entries]
-    return Indexed(totals, n_scored, n_silent, twins_notice(nights), tuple(filled), tuple(sorted(absent)))
+    apart = ""
+    if groups := eeg_slots.apart(eeg, [slot.name for slot in settled.montage.slots]):
+        apart = f"{eeg_slots.apart_text(groups)}; {eeg_slots.remedy(auto=settled.auto)} {ANEW}"
+    return Indexed(totals, n_scored, n_silent, twins_notice(nights), tuple(filled), apart, tuple(sorted(absent)))

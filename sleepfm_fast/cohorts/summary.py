@@ -170,6 +170,8 @@ def say_contents(outcome: Outcome, totals: Mapping[str, Any], like: Path | None)
         say(empty_slots(empty, outcome.unused))
     if outcome.twins:
         say(outcome.twins)
+    if outcome.apart:
+        say(f"notice: {outcome.apart}")
     if outcome.n_silent:
         say(f"notice: {sentence(outcome.n_silent, outcome.n_scored)}: {REMEDY}")
     if not outcome.n_scored:

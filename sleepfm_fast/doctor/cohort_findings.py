@@ -9,14 +9,15 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sleepfm_fast.channels import unknown_labels, unknown_text
+from sleepfm_fast.cohorts import eeg_slots
+from sleepfm_fast.cohorts.eeg_slots import NightEeg
 from sleepfm_fast.cohorts.participant_tables import ParticipantTables
 from sleepfm_fast.cohorts.silent_nights import REMEDY, is_scored, is_silent, sentence
 from sleepfm_fast.doctor.findings import Finding, override
 from sleepfm_fast.doctor.measures import POTENTIALS, begins_like, identical_samples
 from sleepfm_fast.doctor.night_findings import minutes
 from sleepfm_fast.errors import SleepfmError
-from sleepfm_fast.montage.channel_names import canonical
-from sleepfm_fast.plurals import agreeing, counted, first_of
+from sleepfm_fast.plurals import counted, first_of
 from sleepfm_fast.recordings import open_recording
 
 if TYPE_CHECKING:
@@ -29,18 +30,14 @@ OUTLYING = 30.0
 MIN_NIGHTS = 5
 """Fewer nights have no median worth comparing with."""
 GROUPS_SHOWN = 4
-AASM = "--montage aasm gives all of them the same slots, where other electrodes may stand in (each use is a remark)"
-ALIKE = "name the same electrodes alike with --overrides"
 
 
 def cohort_findings(nights: Sequence[NightReport], tables: ParticipantTables, *, auto: bool = True) -> list[Finding]:
     """Compare the nights that can be ingested; ``auto``: their montage is that of ``--montage auto``."""
-    action = f"{AASM}; or {ALIKE}" if auto else ALIKE
     return [
         *mixed_montages(nights), *silent(nights), *identical(nights, tables), *cut_short(nights, tables),
         *shared(nights, tables),
-        *one_person(nights, tables), *outlying(nights), *against_one(nights, auto=auto), *unused(nights),
-        *without_eeg(nights, action), *apart(nights, action),
+        *one_person(nights, tables), *outlying(nights), *unused(nights), *unsuited(nights, auto=auto),
     ]  # fmt: skip
 
 
@@ -234,62 +231,29 @@ def unused(nights: Sequence[NightReport]) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def without_eeg(nights: Sequence[NightReport], action: str) -> Iterator[Finding]:
-    """Nights that have an EEG, of which the montage uses none, though it uses that of others."""
-    lost = [n for n in nights if has_eeg(n) and not eeg_slots(n)]
-    if lost and len(lost) < len(nights):
-        counts = Counter(c["label"].strip() for n in lost for c in n.channels if c["kind"] == "eeg")
-        yield Finding(
-            "warning", "eeg_lost", tuple(str(n.path) for n in lost), "",
-            f"{counted(len(lost), 'night goes', 'nights go')} without EEG, though "
-            f"{agreeing(len(lost), 'it has', 'they have')} "
-            f"{first_of([label for label, _ in counts.most_common()], 4)}: {named(lost)}",
-            action, {"nights": len(lost)},
-        )  # fmt: skip
-
-
-def apart(nights: Sequence[NightReport], action: str) -> Iterator[Finding]:
-    """Groups of nights whose EEG fills slots that no night of another group fills."""
-    groups: list[tuple[set[str], list[NightReport]]] = []
-    for night in nights:
-        slots, members = set(eeg_slots(night)), [night]
-        if not slots:
-            continue
-        for other in [group for group in groups if group[0] & slots]:
-            groups.remove(other)
-            slots, members = slots | other[0], other[1] + members
-        groups.append((slots, members))
-    if len(groups) > 1:
-        order = [slot.slot for slot in nights[0].slots]
-        groups.sort(key=lambda group: (-len(group[1]), min(map(order.index, group[0]))))
-        shown = [f"{', '.join(sorted(s, key=order.index))} ({named(members)})" for s, members in groups]
-        yield Finding(
-            "warning", "eeg_apart", tuple(str(n.path) for _, members in groups[1:] for n in members), "",
-            f"the EEG of {len(groups)} groups of nights never fills the same slot, so a model could tell the groups by "
-            f"their slots: {first_of(shown, GROUPS_SHOWN)}",
-            action, {"groups": [len(m) for _, m in groups]},
-        )  # fmt: skip
-
-
-def against_one(nights: Sequence[NightReport], *, auto: bool) -> Iterator[Finding]:
-    """Nights recorded against a common reference, so that the mastoids are signals of their own."""
-    found = [n for n in nights if auto and {"m1", "m2"} & {key for s in eeg_slots(n) for key in keys_of(s)}]
+def unsuited(nights: Sequence[NightReport], *, auto: bool) -> Iterator[Finding]:
+    """Nights whose electrodes the montage does not suit."""
+    seen = [eeg_of(night) for night in nights]
+    found = eeg_slots.against_one(seen) if auto else []
     if found:
         yield Finding(
             "warning", "common_reference", tuple(str(n.path) for n in found), "",
-            f"{counted(len(found), 'night was', 'nights were')} recorded against a common reference, with the mastoids "
-            f"(A1, A2) as channels of their own, which would be taken for EEG: {named(found)}",
-            "--montage aasm derives C3-M2 and the like, and the bipolar chin and ECG", {"nights": len(found)},
+            eeg_slots.against_one_text(found), eeg_slots.DERIVES, {"nights": len(found)},
+        )  # fmt: skip
+    found = eeg_slots.lost(seen)
+    if found and len(found) < len(nights):
+        yield Finding(
+            "warning", "eeg_lost", tuple(str(n.path) for n in found), "",
+            eeg_slots.lost_text(found), eeg_slots.remedy(auto=auto), {"nights": len(found)},
+        )  # fmt: skip
+    groups = eeg_slots.apart(seen, [slot.slot for slot in nights[0].slots] if nights else [])
+    if groups:
+        yield Finding(
+            "warning", "eeg_apart", tuple(str(n.path) for _, members in groups[1:] for n in members), "",
+            eeg_slots.apart_text(groups), eeg_slots.remedy(auto=auto), {"groups": [len(m) for _, m in groups]},
         )  # fmt: skip
 
 
-def keys_of(label: str) -> list[str]:
-    return [name.key for name in canonical(label)]
-
-
-def has_eeg(night: NightReport) -> bool:
-    return any(channel["kind"] == "eeg" for channel in night.channels)
-
-
-def eeg_slots(night: NightReport) -> list[str]:
-    return [slot.slot for slot in night.slots if slot.kind == "eeg" and slot.labels]
+def eeg_of(night: NightReport) -> NightEeg:
+    spare = (c["label"].strip() for c in night.channels if c["kind"] == "eeg" and not c["used"])
+    return NightEeg(night.path, tuple(s.slot for s in night.slots if s.kind == "eeg" and s.labels), tuple(spare))

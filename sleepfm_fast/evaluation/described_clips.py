@@ -38,7 +38,8 @@ def described_clips(
     """
     if len(store.subjects) == 1 and known and store.subjects[0] not in known:
         # Another laboratory's night. For a training, its one subject would have to serve all purposes.
-        codes, notices = np.full(1, SPLITS.index("test"), np.int8), ()
+        codes = np.full(1, SPLITS.index("test"), np.int8)
+        notices: tuple[str, ...] = ()
     else:
         codes, notices = assign_subjects(store.subjects, split, known)
     for notice in notices:
