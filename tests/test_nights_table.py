@@ -108,5 +108,10 @@ def test_lights_off_and_on_are_in_the_table(tmp_path: Path, capsys) -> None:
     write_night(nights / "c.edf", seconds=480, stages="W12R")
     assert preprocess(capsys, nights, store)[0] == 0
     with (store / "nights.csv").open(newline="") as file:
-        found = [(row["lights_off_min"], row["lights_on_min"]) for row in csv.DictReader(file)]
-    assert found == [("0.75", "7"), ("1.5", ""), ("", "")]
+        rows = list(csv.DictReader(file))
+    assert [(row["lights_off_min"], row["lights_on_min"]) for row in rows] == [("0.75", "7"), ("1.5", ""), ("", "")]
+    a, b, c = ({name: x for name, x in row.items() if name.endswith("_between_lights")} for row in rows)
+    assert a["time_in_bed_min_between_lights"] == "6.25"
+    assert (a["total_sleep_time_min_between_lights"], a["sleep_latency_min_between_lights"]) == ("1.5", "0.75")
+    assert a["sleep_efficiency_percent_between_lights"] == "24"
+    assert set(b.values()) == set(c.values()) == {""}

@@ -21,7 +21,7 @@ from sleepfm_fast.evaluation.predicted_nights import agreement, beside_scorer
 from sleepfm_fast.evaluation.predictions import edf_annotations, file_stems, stage_spans
 from sleepfm_fast.results import read_result
 from sleepfm_fast.scoring.labels import clip_labels
-from sleepfm_fast.scoring.sleep_figures import night_figures
+from sleepfm_fast.scoring.sleep_figures import BED_COLUMNS, figures_between_lights, night_figures
 from sleepfm_fast.scoring.stages import STAGES
 
 SPLIT_OF = np.array([0] * 6 + [1] + [2] * 3)
@@ -416,6 +416,29 @@ def test_sleep_figures_of_an_interrupted_night():
     assert figures["rem_latency_min"] == 61.5, "by the clock, not by counting epochs"
     assert figures["wake_after_sleep_onset_min"] == 0.5
     assert night_figures(stages, [30.0 * i for i in range(5)]) == night_figures(stages)
+
+
+def test_sleep_figures_between_lights():
+    stages = ["N1", "W", "W", "N2", "", "R", "W", "N2"]
+    onsets_s = [30.0 * i for i in range(8)]
+    figures = figures_between_lights(
+        stages, onsets_s, 40.0, 200.0
+    )  # off within the second epoch, on within the seventh
+    assert tuple(figures) == BED_COLUMNS
+    assert figures["time_in_bed_min"] == pytest.approx(160 / 60)
+    assert figures["total_sleep_time_min"] == 1, "sleep before and after does not count"
+    assert figures["sleep_efficiency_percent"] == pytest.approx(100 * 60 / 160)
+    assert figures["sleep_latency_min"] == pytest.approx(50 / 60)
+    assert (figures["rem_latency_min"], figures["wake_after_sleep_onset_min"]) == (1, 0.5)
+    # An epoch counts by its middle, here 45 s.
+    assert figures_between_lights(stages, onsets_s, 45.0, 200.0)["w_min"] == 1.5
+    assert figures_between_lights(stages, onsets_s, 45.1, 200.0)["w_min"] == 1
+    assert figures_between_lights(["N1", "W"], onsets_s[:2], 10.0, 60.0)["sleep_latency_min"] == 0
+    whole = night_figures(stages, onsets_s)
+    assert figures_between_lights(stages, onsets_s, 0.0, 240.0) == {name: whole[name] for name in BED_COLUMNS}
+    for off_s, on_s in ((None, 200.0), (40.0, None), (200.0, 40.0), (40.0, 40.0), (1000.0, 2000.0)):
+        assert set(figures_between_lights(stages, onsets_s, off_s, on_s).values()) == {None}
+    assert set(figures_between_lights([], [], 0.0, 9.0).values()) == {None}
 
 
 @pytest.mark.parametrize("n", [0, 1, 5000])

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from sleepfm_fast.scoring.respiratory_counts import KINDS
-from sleepfm_fast.scoring.sleep_figures import SLEEP_COLUMNS, night_figures, scored_span
+from sleepfm_fast.scoring.sleep_figures import (
+    BED_COLUMNS,
+    SLEEP_COLUMNS,
+    figures_between_lights,
+    night_figures,
+    scored_span,
+)
 from sleepfm_fast.scoring.stages import STAGES
 from sleepfm_fast.storage.atomic import replace_file
 from sleepfm_fast.storage.csv_table import csv_table
@@ -25,6 +31,7 @@ COLUMNS = (
     *SLEEP_COLUMNS,
     *(f"{kind}s" for kind in KINDS),
     *("events_outside_sleep", "apnea_hypopnea_index"),
+    *(f"{name}_between_lights" for name in BED_COLUMNS),
 )
 
 
@@ -32,7 +39,7 @@ def night_row(record: Mapping[str, Any]) -> dict[str, Any]:
     """Row of a night, from its record in the store; None where the scoring does not say.
 
     The night that the figures are of begins with the first clip that has a stage and ends with the last:
-    ``scored_min`` are its minutes, and efficiency and latency refer to it.
+    ``scored_min`` are its minutes, and efficiency and latency refer to it; those ``between_lights`` do not.
     """
     clips = record["clips"]
     words = ["" if code < 0 else STAGES[code] for code in clips["stage"]]
@@ -40,6 +47,7 @@ def night_row(record: Mapping[str, Any]) -> dict[str, Any]:
     figures = night_figures(words[within], clips["onset_s"][within])
     seconds = sum((Fraction(*segment["duration_s"]) for segment in record["segments"]), start=Fraction(0))
     lights_s = record.get("lights_s", {})
+    lit = figures_between_lights(words, clips["onset_s"], lights_s.get("off"), lights_s.get("on"))
     counts = record.get("respiratory_events")
     sleep_min = figures["total_sleep_time_min"]
     row = {
@@ -54,6 +62,7 @@ def night_row(record: Mapping[str, Any]) -> dict[str, Any]:
         **{f"{kind}s": None if counts is None else counts[kind] for kind in KINDS},
         "events_outside_sleep": None if counts is None else counts["outside_sleep"],
         "apnea_hypopnea_index": None,
+        **{f"{name}_between_lights": value for name, value in lit.items()},
     }
     if counts is not None and sleep_min:
         row["apnea_hypopnea_index"] = sum(counts[kind] for kind in KINDS) / (sleep_min / 60)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sleepfm_fast.scoring.stages import EPOCH_S
 
-__all__ = ["NIGHT_COLUMNS", "SLEEP_COLUMNS", "night_figures", "scored_span"]
+__all__ = ["BED_COLUMNS", "NIGHT_COLUMNS", "SLEEP_COLUMNS", "figures_between_lights", "night_figures", "scored_span"]
 
 NIGHT_COLUMNS = (
     *("epochs", "epochs_without_prediction", "time_in_bed_min", "total_sleep_time_min", "sleep_efficiency_percent"),
@@ -15,6 +15,8 @@ NIGHT_COLUMNS = (
 )
 SLEEP_COLUMNS = NIGHT_COLUMNS[3:]
 """Those that say how somebody slept, not what was recorded."""
+BED_COLUMNS = NIGHT_COLUMNS[2:]
+"""Those that lights off and lights on decide: time in bed, and how somebody slept in it."""
 
 
 def scored_span(stages: Sequence[str]) -> slice:
@@ -71,3 +73,39 @@ def night_figures(stages: Sequence[str], onsets_s: Sequence[float] | None = None
             for name in ("N1", "N2", "N3", "R")
         },
     }
+
+
+def figures_between_lights(
+    stages: Sequence[str], onsets_s: Sequence[float], off_s: float | None, on_s: float | None
+) -> dict[str, float | int | None]:
+    """:data:`BED_COLUMNS` of a night from lights off to lights on, as the AASM's manual defines them.
+
+    Parameters
+    ----------
+    stages, onsets_s
+        As of :func:`night_figures`. An epoch counts if its middle lies between the lights.
+    off_s, on_s : float or None
+        On the clock of ``onsets_s``. All figures are None unless both are known, in this order.
+
+    Returns
+    -------
+    dict
+        Time in bed is from lights off to lights on, whatever was scored of it, and sleep latency counts from lights
+        off.
+    """
+    nothing: dict[str, float | int | None] = dict.fromkeys(BED_COLUMNS)
+    if off_s is None or on_s is None or on_s <= off_s:
+        return nothing
+    inside = [i for i, onset_s in enumerate(onsets_s) if off_s <= onset_s + EPOCH_S / 2 < on_s]
+    found = night_figures([stages[i] for i in inside], [onsets_s[i] for i in inside])
+    if found["total_sleep_time_min"] is None:
+        return nothing
+    in_bed, asleep, latency = (on_s - off_s) / 60, found["total_sleep_time_min"], found["sleep_latency_min"]
+    if latency is not None:
+        latency = max(latency + (onsets_s[inside[0]] - off_s) / 60, 0.0)  # an epoch may begin just before lights off
+    changed = {
+        "time_in_bed_min": in_bed,
+        "sleep_efficiency_percent": 100 * asleep / in_bed,
+        "sleep_latency_min": latency,
+    }
+    return {name: changed.get(name, found[name]) for name in BED_COLUMNS}
