@@ -28,6 +28,8 @@ INPUT = re.compile(r"^dc ?\d{1,2}[\s_.:/-]+(?=\S)|(?<![\s_.:/-])[\s_.:/-]+dc ?\d
 """A socket of the headbox beside what is plugged into it (Nihon Kohden): ``Airflow DC01``, ``DC03 Thor``."""
 PREFIXES = frozenset(("eeg", "eog", "ecg", "ekg", "emg", "resp", "respiration"))
 """Of a label such as ``EEG DC01`` the socket is all that it says."""
+SOCKET = re.compile(r"dc ?\d{1,2}")
+"""An input for other devices, such as an oximeter's; Nihon Kohden's exports put ``EEG`` before it too."""
 # Each begins where a run begins: a search from every character of a long run takes time by the square of its length.
 REFERENCE = re.compile(r"(?<![\s_.:/-])[\s_.:/-]+(?:ref|reference|le)\d*$")
 UNIT_BEHIND = re.compile(r"(?<!\s)\s*[\[(]\s*(?:[numµμ]?v|%|bpm|cmh2o)\s*[\])]\s*$")
@@ -162,6 +164,8 @@ def told_of(label: str) -> tuple[str | None, bool]:
     if prefix in ("eog", "ecg", "ekg", "emg"):
         return ("step" if rest in ("rate", "hr", "bpm") else KIND_OF_PREFIX[prefix][0]), True
     if prefix == "eeg":
+        if SOCKET.fullmatch(rest):
+            return None, True
         behind, _ = by_rules(AMBIGUOUS.sub("", rest))
         return (behind if behind in BEHIND_EEG else "eeg"), True
     kind, told = by_rules(text)

@@ -50,12 +50,12 @@ def derived(electrode: str, reference: str, *unnamed: str) -> Slot:
 LEFT_EYE = labels(
     "E1, LOC, EOG L, EOG left, L EOG, left EOG, EOG1, EOG gauche, EOG links, EOG li, Auge links, EOG sin, EOG sx, "
     "Left eye, EOG Left Horiz, Ojo izq, Ojo izquierdo, EOG izq, EOG izquierdo, Olho esq, Olho esquerdo, EOG esq, "
-    "EOG esquerdo, Occhio sx, Occhio sinistro, Oeil gauche, Auge li, Oog links"
+    "EOG esquerdo, Occhio sx, Occhio sinistro, Oeil gauche, Auge li, Oog links, EOG E, EOG G"
 )
 RIGHT_EYE = labels(
     "E2, ROC, EOG R, EOG right, R EOG, right EOG, EOG2, EOG droit, EOG droite, EOG rechts, EOG re, Auge rechts, EOG "
     "dx, Right eye, EOG Right Horiz, Ojo der, Ojo derecho, EOG der, EOG derecho, Olho dir, Olho direito, EOG dir, EOG "
-    "direito, Occhio dx, Occhio destro, Oeil droit, Auge re, Oog rechts"
+    "direito, Occhio dx, Occhio destro, Oeil droit, Auge re, Oog rechts, EOG D"
 )
 
 
