@@ -6,6 +6,7 @@
       predictions.json     what made them, columns, counts; written last
       predictions.csv      a row a clip: subject, recording, onset_s, duration_s, predicted, p_CLASS of each, scored
       nights.csv           a row a night: figures and agreement with the scorer (``predicted_nights``)
+      agreement.csv        of sleep stages, where nights are scored: the figures' bias (``sleep_agreement``)
       hypnograms/          of sleep stages, a night each: NAME-Hypnogram.edf (EDF+) and NAME-hypnogram.csv
       breathing/           of breathing, a night each: NAME-Breathing.edf (EDF+) and NAME-breathing.csv
 """
@@ -28,6 +29,7 @@ from sleepfm_fast.cli.bars import progress_bar
 from sleepfm_fast.cli.command import plain, say, to_json
 from sleepfm_fast.cli.json_text import read_object
 from sleepfm_fast.evaluation.predicted_nights import night_columns, night_row
+from sleepfm_fast.evaluation.sleep_agreement import AGREEMENT_COLUMNS, say_agreement, sleep_agreement
 from sleepfm_fast.formats.edf_header import MONTHS
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.scoring.stages import EPOCH_S
@@ -166,6 +168,9 @@ def write_predictions(
             if name in starts:
                 _write(folder / kind.folder / f"{stem}-{kind.ending}.edf", edf_annotations(starts[name], spans))
         _write(folder / "nights.csv", csv_table(night_columns(task, found.names), nights).encode())
+        compared = sleep_agreement(nights) if task == "stage" else []
+        if compared:
+            _write(folder / "agreement.csv", csv_table(AGREEMENT_COLUMNS, compared).encode())
         unstarted = sorted({found.recordings[i] for i in np.unique(found.recording).tolist()} - set(starts))
         if kind is not None and unstarted:
             say(
@@ -184,6 +189,7 @@ def write_predictions(
         head = {"format": "sleepfm_fast predictions", "version": 1, "made_of": made_of}
         _write(folder / FILE, (to_json({**head, **plain(full)}, indent=1) + "\n").encode())
         synchronise_below(folder)
+    say_agreement(compared)
     say(f"wrote {path}")
     result: dict[str, Any] = plain(full)
     return result
