@@ -379,8 +379,8 @@ def test_few_test_subjects_are_said_to_make_narrow_intervals(tmp_path):
         change(folder / "results" / "stage", test={**test, "n_subjects": n})
         text, _, _, _ = make(folder)
         assert text.count(f"With {n} subjects the intervals are too narrow") == (2 if said else 0)
-        # Each stratum is of one of the two subjects, and has no interval.
-        assert ("too narrow" in text) == said
+        # Each stratum is of one of the two subjects, and has no interval. Sleep figures count the arrays' subjects.
+        assert ("too narrow" in text.replace("With 2 subjects the intervals are too narrow", "")) == said
 
 
 def test_few_subjects_are_said_beside_differences_and_strata(tmp_path):
@@ -460,3 +460,29 @@ def test_weights_and_results_of_then_are_said(tmp_path, capsys, monkeypatch):
     assert "notice: The result run/results/retrieval was made from what run/embeddings held before" in said
     file.unlink()
     assert weights_note(Embeddings(run / "embeddings")) == "", "nothing can be said of a checkpoint that is elsewhere"
+
+
+def test_sleep_figures_are_those_of_the_test_nights(tmp_path):
+    folder, title = tmp_path / "run", "Sleep figures of nights, predicted and scored"
+    start(folder)
+    embeddings = embed(folder / "embeddings")
+    classify(folder / "results" / "stage", embeddings, "stage")
+    classify(folder / "results" / "sdb", embeddings, "sdb")
+    page, _, numbers, _ = make(folder)
+    found = {section: f for (section, _, t), f in figures_of(numbers).items() if t == title}
+    assert list(found) == ["Sleep staging"]
+    (row,) = [row for row in found["Sleep staging"]["data"] if row["figure"] == "total_sleep_time_min"]
+    result = read_result(folder / "results" / "stage")
+    label, recording = np.array(result.array("label")), np.array(result.array("recording"))
+    predicted = np.array(result.record["trained_classes"])[np.array(result.array("probability")).argmax(1)]
+    slept = [[(x[recording == r] > 0).sum() / 2 for r in np.unique(recording)] for x in (label, predicted)]
+    difference = np.subtract(slept[1], slept[0])
+    assert (row["nights"], row["subjects"], row["scored_mean"]) == (2, 2, np.mean(slept[0]))
+    assert row["bias"] == pytest.approx(difference.mean(), abs=1e-12)
+    assert row["upper_limit"] == pytest.approx(difference.mean() + 1.96 * difference.std(ddof=1), abs=1e-9)
+    assert "total sleep time (min)" in page
+    (folder / "results" / "stage" / "onset_s.npy").unlink()
+    _, _, numbers, _ = make(folder)
+    titles = {t for (section, _, t) in figures_of(numbers) if section == "Sleep staging"}
+    assert title not in titles
+    assert "Figures of each class" in titles

@@ -15,6 +15,7 @@ from sleepfm_fast.reporting.class_curves import calibration_figure, curve_figure
 from sleepfm_fast.reporting.comparison import difference_figures, overview
 from sleepfm_fast.reporting.markup import element, escape
 from sleepfm_fast.reporting.page import Figure, Group, Missing, Section, table
+from sleepfm_fast.reporting.sleep_figures import sleep_figures
 from sleepfm_fast.reporting.sources import MISSHAPEN, Run, over_nights
 from sleepfm_fast.reporting.strata import strata_figure
 from sleepfm_fast.reporting.wording import count, number_of, share, value_of, with_interval
@@ -226,6 +227,7 @@ def task_section(runs: Sequence[Run], task: str) -> Section:
                 calibration_figure(group.title, result),
                 *night_calibration(group.title, result),
                 *strata_figure(group.title, result),
+                *(sleep_figures(group.title, result) if task == "stage" else ()),
             ]
         except MISSHAPEN as error:
             items = [Missing(f"{result.record_file} is not as {result.command} writes it ({error!r}). Run it again.")]
