@@ -57,7 +57,9 @@ UCDDB_STAGES = {"0": "W", "1": "R", "2": "1", "3": "2", "4": "3", "5": "4"}
 artefact and not scored."""
 
 
-def read_scoring(path: str | Path, *, start: datetime | None = None, length_s: float | None = None) -> Scoring:
+def read_scoring(
+    path: str | Path, *, start: datetime | None = None, length_s: float | None = None, scorer: str = ""
+) -> Scoring:
     """Read a file of labels; the kind is told by its content.
 
     Parameters
@@ -71,6 +73,8 @@ def read_scoring(path: str | Path, *, start: datetime | None = None, length_s: f
         same night is shifted by the difference, and says so.
     length_s : float, optional
         How long the recording is; a list of stages without times needs it, and clock times are compared with it.
+    scorer : str, optional
+        Whose stages to take of a table of several scorers: a name in its column of scorers, or of a scorer's column.
 
     Returns
     -------
@@ -117,7 +121,7 @@ def read_scoring(path: str | Path, *, start: datetime | None = None, length_s: f
         else:
             events = gamma_events(text, str(path), start, issues)
         return Scoring(tuple(events), str(path), tuple(issues), events_scored=True)
-    scoring = parse_csv(path.read_bytes(), str(path), start, length_s)
+    scoring = parse_csv(path.read_bytes(), str(path), start, length_s, scorer)
     return ucddb_stages(scoring) if re.fullmatch(r"ucddb\d+(?:_stages?)?\.(?:txt|csv)", path.name.lower()) else scoring
 
 

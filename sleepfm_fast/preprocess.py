@@ -77,6 +77,9 @@ class Config(TakesPaths):
     meanings: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT=MEANING ...")] = ()
     """What the scoring's own words or numbers mean, if they are unknown or follow another convention: 4=R 'light
     sleep=N2'. A meaning is one of W, N1, N2, N3, R, none (not scored), apnea, hypopnea, ignore."""
+    scorer: str = ""
+    """Whose stages to take from tables that hold those of several scorers: a name in the column of scorers, or the name
+    of the scorer's column of stages. Tables of one scorer are read as ever."""
     overwrite: bool = False
     """Process recordings again if their file, scoring, corrections or configuration has changed."""
     inspect: bool = False
@@ -133,6 +136,7 @@ def main(config: Config) -> dict[str, Any]:
             like=config.like,
         ),
         None if config.like is None else with_stand_ins(montage_like(config.like)),
+        config.scorer.strip(),
     )
     with open_engine(config.backend, config.workers, config.dask_scheduler, folder=files[0].parent) as engine:
         if config.inspect:

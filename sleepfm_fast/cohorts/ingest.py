@@ -72,6 +72,11 @@ class Request:
     meanings: Mapping[str, str] = field(default_factory=dict)
     inputs: Mapping[str, Any] = field(default_factory=lambda: inputs_of(()))
     like: Montage | None = None
+    scorer: str = ""
+
+    def digest_of(self, montage: Montage) -> str:
+        """Digest of a store's configuration."""
+        return configuration_digest(montage, self.events_scored, self.meanings, self.scorer)
 
     @property
     def run(self) -> str:
@@ -156,7 +161,7 @@ def ingest(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Out
             store, settled.montage, request.labels, request.events_scored,
             str(settled.configuration["digest"]), request.corrections,
             namesakes_of(cohort.files if request.labels is not None else ()),
-            request.meanings, request.like is not None,
+            request.meanings, request.like is not None, request.scorer,
         )  # fmt: skip
         journal = Journal(store, request.run)
         try:
@@ -184,7 +189,7 @@ def settle(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Set
     existing = read_store_file(store) if (store / "store.json").exists() else None
     refuse_forgotten_overrides(store, cohort.files, request.corrections)
     montage = settle_montage(request, store, existing)
-    digest = None if montage is None else configuration_digest(montage, request.events_scored, request.meanings)
+    digest = None if montage is None else request.digest_of(montage)
     plan, headers = make_plan(
         store, cohort.files, cohort.named, request.labels, digest,
         lambda paths: read_headers(paths, engine), shard=request.shard, corrections=request.corrections,
@@ -194,10 +199,12 @@ def settle(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Set
     refuse_forgotten(store, sorted(set(plan.outdated) - set(cohort.files)))
     if montage is None:
         montage = auto_montage(request, headers)
-        digest = configuration_digest(montage, request.events_scored, request.meanings)
+        digest = request.digest_of(montage)
     configuration = {"montage": request.montage, "events_scored": request.events_scored, "digest": digest}
     if request.meanings:
         configuration["meanings"] = dict(request.meanings)
+    if request.scorer:
+        configuration["scorer"] = request.scorer
     if existing is not None and existing["configuration"]["digest"] == digest:
         configuration = existing["configuration"]
     # Of another configuration: it could neither stay in the index nor, once its file is gone, be made again.
@@ -325,6 +332,8 @@ def settle_montage(request: Request, store: Path, existing: dict[str, Any] | Non
         differences.append(f"{'no ' if request.events_scored else ''}--events-scored")
     if dict(request.meanings) != existing["configuration"].get("meanings", {}):
         differences.append("other --meanings")
+    if request.scorer != (scorer := existing["configuration"].get("scorer", "")):
+        differences.append(f"--scorer {scorer}" if scorer else "no --scorer")
     if differences and not request.overwrite:
         raise SleepfmError(
             f"{store} was made with {' and '.join(differences)}. Use the same options, choose another store, or add "

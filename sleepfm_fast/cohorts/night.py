@@ -75,6 +75,7 @@ class NightConfig:
     namesakes: Namesakes = field(default_factory=Namesakes)
     meanings: Mapping[str, str] = field(default_factory=dict)
     like: bool = False
+    scorer: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ def read_night(
     corrections: Corrections | None = None,
     namesakes: Namesakes | None = None,
     meanings: Mapping[str, str] | None = None,
+    scorer: str = "",
 ) -> Night:
     """Read a recording's header and scoring, fill the slots and cut the clips.
 
@@ -125,6 +127,8 @@ def read_night(
         The cohort's recordings that share a name; see :func:`sleepfm_fast.scoring.files.find_scoring`.
     meanings : mapping of str to str, optional
         What texts of the scoring stand for, as :func:`sleepfm_fast.scoring.texts.parse_meanings` gives them.
+    scorer : str, optional
+        As of :func:`sleepfm_fast.annotations.read_scoring`.
 
     Raises
     ------
@@ -143,7 +147,7 @@ def read_night(
     used = {s.index: s for c in channels for s in (c.signal, c.minus) if s is not None}
     issues += [f"{s.label}: {issue}" for s in used.values() for issue in s.issues]
     scoring, scoring_path, passed_over, also, named = night_scoring(
-        recording, labels, namesakes, meanings or {}, issues
+        recording, labels, namesakes, meanings or {}, scorer, issues
     )
     end_s = max((s.onset_s + s.n_records * recording.record_s for s in recording.segments), default=Fraction(0))
     grid = clip_labels(
@@ -218,6 +222,7 @@ def process_night(path: Path, name: str, participant: Participant, config: Night
             corrections=config.corrections,
             namesakes=config.namesakes,
             meanings=config.meanings,
+            scorer=config.scorer,
         )
         refuse_empty(path, night, config.montage, like=config.like)
         lights_s = lights_of(night.scoring)

@@ -19,6 +19,7 @@ from sleepfm_fast.scoring.files import (
     scoring_folder,
     similar_scorings,
 )
+from sleepfm_fast.scoring.scorers import UnknownScorerError
 from sleepfm_fast.scoring.stages import respiratory_event_of, stage_of
 from sleepfm_fast.scoring.texts import translated
 from sleepfm_fast.scoring.timed_texts import Scoring
@@ -31,6 +32,7 @@ def night_scoring(
     labels: Path | None,
     namesakes: Namesakes | None,
     meanings: Mapping[str, str],
+    scorer: str,
     issues: list[str],
 ) -> tuple[Scoring | None, Path | None, Path | None, tuple[Path, ...], tuple[Path, ...]]:
     """Scoring of a recording (by ``labels``, else beside it, else inside it), its file, and other files.
@@ -57,13 +59,13 @@ def night_scoring(
     def read(path: Path) -> Scoring:
         # The scoring of a recording that was cut short is that of the whole.
         length_s = recording.duration_s + recording.missing_s
-        return translated(read_scoring(path, start=recording.start, length_s=length_s), meanings)
+        return translated(read_scoring(path, start=recording.start, length_s=length_s, scorer=scorer), meanings)
 
     path = files[0]
     try:
         scoring = read(path)
     except SleepfmError as error:
-        if labels is not None:
+        if labels is not None or isinstance(error, UnknownScorerError):
             raise
         # Only its name suggested that it belongs to the recording.
         issues.append(f"the file {path.name} {NOT_USED}: {error}")

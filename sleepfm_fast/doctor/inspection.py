@@ -108,6 +108,7 @@ def inspect_night(
     namesakes: Namesakes,
     meanings: Mapping[str, str],
     like: bool,
+    scorer: str,
 ) -> NightReport:
     """Look at one file as it would be ingested, and at a few minutes of its samples."""
     try:
@@ -119,6 +120,7 @@ def inspect_night(
             corrections=corrections,
             namesakes=namesakes,
             meanings=meanings,
+            scorer=scorer,
         )
         return examined(night, montage, corrections, like=like)
     except SleepfmError as error:
@@ -324,6 +326,7 @@ def examine(files: Sequence[Path], montage: Montage, request: Request, engine: E
                 namesakes,
                 request.meanings,
                 request.like is not None,
+                request.scorer,
             )
             for path in paths
         ]

@@ -157,6 +157,7 @@ def store_commands(run: Run) -> list[str]:
     montage = ["--montage", str(made["montage"])] if made.get("montage", "auto") != "auto" else []
     words = ["--events-scored"] if made.get("events_scored") is True else []
     words += ["--meanings", *stated(made["meanings"])] if made.get("meanings") else []
+    words += ["--scorer", str(made["scorer"])] if made.get("scorer") else []
     # A store of an earlier version names the files only.
     folders = list(dict.fromkeys(str(Path(r.source).parent) for r in store.recordings))
     inputs = made.get(INPUTS, [{"paths": folders}] if imported is None else [])

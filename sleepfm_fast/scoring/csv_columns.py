@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sleepfm_fast.plurals import counted
+from sleepfm_fast.plurals import counted, first_of
 from sleepfm_fast.scoring.clock import Clock, length_s, moment
 from sleepfm_fast.scoring.stage_spans import LIST_STEPS
 from sleepfm_fast.scoring.stages import LONGEST_NAME, fold, respiratory_event_of, stage_of, with_latin_words
@@ -78,6 +78,8 @@ EVENT = (
 )
 TEXT = (*EVENT, *STAGE, "label", "labels", "trialtype", "name", "text", "type", "value", "concept", "class")
 """A table that has a column of events and one of the stage at that time is one of events."""
+OF_STAGES = ("stage", "staging", "hypno", "stade", "stadi", "scorer", "rater", "expert")
+"""Parts of the names of columns that may hold the stages of one of several scorers."""
 ABOUT_EVENTS = (*EVENT, "type", "text")
 """Columns of which one may name the event where another only describes it, or leaves it out."""
 EPOCH = ("epoch", "epochs", "epochnumber", "epochno", "epochindex", "epoche", "epoque", "epoca", "epochid")
@@ -186,9 +188,11 @@ def layout(rows: list[tuple[int, list[str]]], source: str) -> tuple[list[tuple[i
     missing = " and ".join(what for what, accepted in wanted if not set(accepted) & set(names))
     shown = " ".join(", ".join(c.strip() for c in header).split())
     shown = shown if len(shown) <= LONGEST_NAME else f"{shown[:LONGEST_NAME]}..."
+    staged = [c.strip() for c, name in zip(header, names, strict=True) if any(word in name for word in OF_STAGES)]
     raise ScoringError(
         f"{source}: no column for {missing} among '{shown}'; expected a header such "
         "as 'onset,duration,description', 'onset_s,duration_s,stage' or 'Start,Duration,Event'."
+        + (f" If {first_of(staged, 3)} are stages of several scorers, choose one with --scorer." if staged else "")
     )
 
 

@@ -34,6 +34,7 @@ from sleepfm_fast.scoring.csv_columns import (
     table,
 )
 from sleepfm_fast.scoring.profile import is_profile, profile_events
+from sleepfm_fast.scoring.scorers import of_scorer
 from sleepfm_fast.scoring.stage_spans import SAME_TIME_S, listed_epoch_s
 from sleepfm_fast.scoring.stages import (
     EPOCH_S,
@@ -60,7 +61,13 @@ SHORTFALL_S = 60.0
 """A list of stages without times may be this much shorter than the recording, and a last epoch longer."""
 
 
-def parse_csv(data: bytes, source: str, start: datetime | None, length_of_recording_s: float | None = None) -> Scoring:
+def parse_csv(
+    data: bytes,
+    source: str,
+    start: datetime | None,
+    length_of_recording_s: float | None = None,
+    scorer: str = "",
+) -> Scoring:
     """Read delimited text: comma, semicolon or tab; UTF-8, UTF-16 or Latin-1; seconds or clock times.
 
     A list of stages without times, one a line or beside a number of epoch, counts as 30-s epochs from the recording's
@@ -76,6 +83,8 @@ def parse_csv(data: bytes, source: str, start: datetime | None, length_of_record
         The recording's start, which clock times are counted from.
     length_of_recording_s : float, optional
         How long the recording is; a list of stages without times needs it, and clock times are compared with it.
+    scorer : str, optional
+        Whose rows or column to take of a table of several scorers (:func:`sleepfm_fast.scoring.scorers.of_scorer`).
 
     Raises
     ------
@@ -90,7 +99,7 @@ def parse_csv(data: bytes, source: str, start: datetime | None, length_of_record
     if is_profile(text):
         events = profile_events(text, source, start, issues, length_of_recording_s)
         return Scoring(tuple(events), source, tuple(issues), events_scored=None)
-    rows, columns = table(text, source)
+    rows, columns = table(of_scorer(text, source, scorer) if scorer else text, source)
     if columns.onset is not None and counts_epochs(rows, columns, length_of_recording_s):
         stage = stage_column(rows, columns)
         clock = clock_column(rows, (stage, columns.onset, columns.end))

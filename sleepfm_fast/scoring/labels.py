@@ -164,9 +164,9 @@ def clip_labels(
     if differ and 2 * sum(len(given) > 1 for given in codes.values()) > len(codes) >= LIST_STEPS:
         issues.append(
             f"{TWO_SCORERS}: most epochs are given more than once, {differ} of {len(codes)} with different stages. "
-            "Epochs on which the scorers differ have no stage, so that only those that are easy to score are left. Put "
-            "each scorer's rows into a file of their own, in folders of their own, and name the one to use with "
-            "--labels."
+            "Epochs on which the scorers differ have no stage, so that only those that are easy to score are left. If "
+            "a column says who scored, name one with --scorer; else put each scorer's rows into a file of their own, "
+            "in folders of their own, and name the one to use with --labels."
         )
     respiratory = [event for event in events if respiratory_event_of(event.text) is not None]
     if events_scored is None or not (scored or respiratory):

@@ -133,6 +133,8 @@ def wrong_entry(value: dict[str, Any]) -> str:
             return f"the entry 'configuration.{name}' is missing or of the wrong kind"
     if not isinstance(configuration.get("inputs", []), list):  # what is in it is only ever repeated
         return "the entry 'configuration.inputs' is of the wrong kind"
+    if not isinstance(configuration.get("scorer", ""), str):
+        return "the entry 'configuration.scorer' is of the wrong kind"
     if not isinstance(configuration.get("meanings", {}), dict) or configuration.get("from") not in (None, *ORIGINS):
         return "the entry 'configuration.meanings' or 'configuration.from' is of the wrong kind"
     if index is not None and not (isinstance(index, str) and re.fullmatch("index-[0-9a-f]{16}", index)):

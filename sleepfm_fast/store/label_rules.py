@@ -17,12 +17,14 @@ from sleepfm_fast.store.clip_layout import VERSION, read_store_file
 __all__ = ["configuration_digest", "label_rules_note", "say_label_rules"]
 
 
-def configuration_digest(montage: Montage, events_scored: bool, meanings: Mapping[str, str]) -> str:
+def configuration_digest(montage: Montage, events_scored: bool, meanings: Mapping[str, str], scorer: str = "") -> str:
     """Digest of everything but a night's own files and corrections that decides what preprocess stores of it."""
     content = {"version": VERSION, "labels": labels.LABEL_RULES, "montage": montage.to_dict()}
     content["events_scored"] = events_scored
     if meanings:
         content["meanings"] = dict(meanings)
+    if scorer:
+        content["scorer"] = scorer
     return digest_of_value(content)
 
 
@@ -59,5 +61,6 @@ def is_of_now(path: Path, value: Mapping[str, Any]) -> bool:
         record = None if first is None else from_json(first.read_text(encoding="utf-8"))
         return not isinstance(record, dict) or record.get("label_rules") == labels.LABEL_RULES
     montage = Montage.from_dict(value["montage"])
-    now = configuration_digest(montage, configuration["events_scored"], configuration.get("meanings", {}))
+    given = (configuration.get("meanings", {}), configuration.get("scorer", ""))
+    now = configuration_digest(montage, configuration["events_scored"], *given)
     return bool(configuration["digest"] == now)
