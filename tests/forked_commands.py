@@ -6,6 +6,7 @@ A process that starts from nothing takes longer to import torch than a small tra
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import runpy
 import sys
@@ -16,25 +17,18 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-IMPORTED = (
-    "sleepfm_fast.training.contrastive",
-    "sleepfm_fast.baselines.supervised_training",
-    "sleepfm_fast.few_shot",
-    "sleepfm_fast.retrieve",
-    "sleepfm_fast.evaluation.logistic",
-    "sleepfm_fast.evaluation.few_shot_points",
-    "sleepfm_fast.evaluation.found_clips",
-    "sleepfm_fast.evaluation.kept_ranks",
-    "scipy.signal",
-    "sklearn.linear_model",
-    "torch._dynamo",
-)
 
 
 @cache
 def fork_server() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(IMPORTED))
+    context.set_forkserver_preload(["imported_by_commands"])
+    before = Path.cwd()
+    os.chdir(Path(__file__).parent)  # where it finds that module: not every Python gives a fork server its sys.path
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        os.chdir(before)
     return context
 
 
