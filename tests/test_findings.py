@@ -16,6 +16,7 @@ from planted import plant, samples_of
 
 from sleepfm_fast import simulate
 from sleepfm_fast.clips import ClipStore
+from sleepfm_fast.doctor.extremes import extremes_of, packed, shared_extremes
 from sleepfm_fast.doctor.patients import patient_key
 from sleepfm_fast.edf import read_recording
 from sleepfm_fast.preprocess import cli
@@ -62,6 +63,18 @@ def said_by_preprocess(capsys):
 
 def codes(findings: list[dict]) -> list[tuple[str, str, str]]:
     return sorted((f["severity"], f["code"], f["channel"]) for f in findings)
+
+
+def another_night(sleepers: list[Path], i: int, target: Path, changes: dict | None = None, **header: dict) -> Path:
+    """Night number ``i`` of many: one of the two sleepers, every channel begun some seconds later in a circle."""
+    source = sleepers[i % 2]
+
+    def moved(x: np.ndarray, change) -> np.ndarray:
+        return np.roll(change(x), i * len(x) // 120)  # 3 s of six minutes
+
+    kept = {s.label: (lambda x: x) for s in read_recording(source).signals} | (changes or {})
+    samples = {label: (lambda x, change=change: moved(x, change)) for label, change in kept.items()}
+    return plant(source, target, samples, **header)
 
 
 def test_clean_recordings_have_no_finding(sleepers: list[Path], examine) -> None:
@@ -425,9 +438,9 @@ def test_recordings_that_are_one(sleepers: list[Path], tmp_path: Path, examine) 
     assert codes(findings) == [("warning", "identical", "")]
     assert [Path(p).name for p in findings[0]["paths"]] == ["a.edf", "b.edf"]
     assert findings[0]["figures"]["subjects"] == ["a", "b"]
-    # the same windows, but not the same recording
+    # the same windows, but not the same recording from beginning to end
     plant(sleepers[0], tmp_path / "in" / "b.edf", {EEG: lambda x: np.concatenate([x[:-1], [x[-1] + 1]])})
-    assert examine(tmp_path / "in")[0] == []
+    assert codes(examine(tmp_path / "in")[0]) == [("warning", "same_night", "")]
     # the copy goes that no table names, whatever it is called
     plant(sleepers[0], tmp_path / "in" / "b.edf")
     (tmp_path / "in" / "participants.csv").write_text("recording,subject\nb.edf,B\nc.edf,C\n")
@@ -457,12 +470,108 @@ def test_a_copy_that_was_cut_short(sleepers: list[Path], tmp_path: Path, examine
     assert [f for f in examine(tmp_path / "in")[0] if f["code"] == "identical"] == []
 
 
+def as_bdf(
+    source: Path, target: Path, finer: int = 1, record_s: int = 10, labels: dict | None = None, **fields
+) -> Path:
+    """Write a recording as BDF, in records of another length, with steps that are finer and rounded again by an EDF."""
+    recording, rng, channels = read_recording(source), np.random.default_rng(0), []
+    n = recording.n_records * int(recording.record_s) // record_s
+    for signal in recording.signals:
+        x = samples_of(source, signal.label)
+        x = x * finer + rng.integers(-(finer // 2), finer - finer // 2, x.size)
+        ends = {"physical_min": -(2**23), "physical_max": 2**23 - 1}
+        limits = {name: end * signal.gain / finer + signal.offset for name, end in ends.items()}
+        label = (labels or {}).get(signal.label, signal.label)
+        per_record = int(signal.fs_hz * record_s)
+        about = {"unit": signal.unit, **{name: f"{value:.8g}"[:8] for name, value in limits.items()}}
+        channels.append(Channel(label, x[: n * per_record].reshape(n, -1), about))
+    return write_edf(target, channels, bdf=True, record_s=record_s, **fields)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"finer": 8}, "they all start at 2020"),
+        ({"finer": 100, "record_s": 1, "patient": "P-4711"}, "they all start at 2020"),
+        ({"finer": 100, "date": "01.01.85", "time": "00.00.00", "labels": {EEG: "C4"}}, "their starts are 1985"),
+    ],
+)
+def test_one_night_as_edf_and_as_bdf(options: dict, said: str, sleepers: list[Path], tmp_path: Path, examine) -> None:
+    start = {"date": "02.03.20", "time": "22.00.00"}
+    header = {8: b"P-4711".ljust(80), 168: b"02.03.2022.00.00"}
+    plant(sleepers[0], tmp_path / "in" / "0815.edf", file_header=header)
+    plant(sleepers[1], tmp_path / "in" / "other.edf", file_header={168: b"02.03.2022.00.00"})
+    as_bdf(sleepers[0], tmp_path / "in" / "export.bdf", **(start | options))
+    found = [f for f in examine(tmp_path / "in")[0] if not f["channel"] and f["severity"] == "warning"]
+    # the BDF has no annotations; one patient, in the second case, is no finding of its own
+    assert codes(found) == [("warning", "no_scoring", ""), ("warning", "same_night", "")]
+    found.pop(0)
+    assert [Path(p).name for p in found[0]["paths"]] == ["0815.edf", "export.bdf"]
+    assert said in found[0]["text"]
+    assert '{"export.bdf": "exclude"}' in found[0]["action"]
+    assert found[0]["figures"]["subjects"] == ["0815", "export"]
+    assert found[0]["figures"]["shared"] > 0.6 * found[0]["figures"]["compared"] > 20
+
+
+def test_nights_of_a_cohort_whose_headers_state_one_date(tmp_path: Path, examine) -> None:
+    """Equal headers, lengths and channels, a common calibration in the first minute, and a sensor's ramp throughout."""
+    folder = tmp_path / "edf"
+    assert simulate.cli([str(folder), "--subjects", "6", "--hours", "0.1", "--seed", "11", "--workers", "1"]) == 0
+    square = tone(0.7, 3000, 60 * FS).round()
+
+    def calibrated(x: np.ndarray) -> np.ndarray:
+        out = x.copy()
+        out[: 60 * FS] = square
+        return out
+
+    eeg = {s.label for s in read_recording(next(folder.glob("*.edf"))).signals if s.label.endswith(("M1", "M2"))}
+    changes = {**dict.fromkeys(sorted(eeg), calibrated), "Flow": lambda x: np.arange(len(x)) % 997 * 20}
+    paths = [
+        plant(
+            path,
+            tmp_path / "in" / f"n{i}.edf",
+            changes,
+            file_header={8: b"X X X X".ljust(80), 168: b"01.01.8500.00.00"},
+        )
+        for i, path in enumerate(sorted(folder.glob("*.edf")))
+    ]
+    assert len(eeg) >= 4
+    findings, _ = examine(*paths)
+    assert [f for f in findings if f["code"] in ("same_night", "identical", "perhaps_one_person")] == []
+
+
+def test_extremes_that_tell_nothing() -> None:
+    t = np.arange(7680)
+    noise = np.random.default_rng(1).integers(-200, 200, t.size)
+    assert extremes_of(0, noise + t, 128) is None, "a drift"
+    assert extremes_of(0, noise // 60, 128) is None, "too coarse"
+    assert extremes_of(0, noise[:180], 3) is None, "too slow"
+    noise[[4000, 900]] = 900, -900
+    assert extremes_of(0, noise, 128) == extremes_of(0, -noise, 128) == 900 << 32 | 4000
+    assert extremes_of(10, noise, 128) == 910 << 32 | 4010
+    assert extremes_of(0, noise[801:5000], 100) is None, "too near the window's beginning"
+
+
+def test_extremes_that_nights_share() -> None:
+    rng = np.random.default_rng(2)
+    night = [rng.integers(0, 2**60, 100).tolist() for _ in range(2000)]
+    night[7][:30] = night[1500][:30]
+    night[8][:24] = night[9][:24]
+    few = [*night[3][:6], 5], [*night[3][:6], None, 5]
+    packs = [packed(pairs) for pairs in (*night, [], *few, night[3][:4])]
+    assert shared_extremes(packs) == {
+        (3, 2001): (6, 7), (3, 2002): (6, 7), (2001, 2002): (7, 7), (7, 1500): (30, 100)
+    }  # fmt: skip
+    assert shared_extremes([]) == shared_extremes([b"", b""]) == {}
+    # what a hundred nights share is compared between neighbours only, and copies of one night are all found
+    assert list(shared_extremes([packs[0]] * 100)) == [(i, i + 1) for i in range(99)]
+
+
 def test_nights_whose_headers_name_one_patient(sleepers: list[Path], tmp_path: Path, examine) -> None:
     def cohort(*patients: str) -> list[dict]:
         shutil.rmtree(tmp_path / "in", ignore_errors=True)
         for i, patient in enumerate(patients):
-            change = {EEG: lambda x, i=i: np.roll(x, i)}
-            plant(sleepers[i % 2], tmp_path / "in" / f"{i}.edf", change, file_header={8: patient.encode().ljust(80)})
+            another_night(sleepers, i, tmp_path / "in" / f"{i}.edf", file_header={8: patient.encode().ljust(80)})
         return examine(tmp_path / "in", *tables)[0]
 
     tables: tuple[object, ...] = ()
@@ -522,8 +631,8 @@ def test_file_names_in_several_folders(sleepers: list[Path], tmp_path: Path, exa
 
 def test_mixed_montages_and_rates(sleepers: list[Path], tmp_path: Path, examine) -> None:
     for i in range(3):
-        plant(sleepers[i % 2], tmp_path / "in" / f"n{i}.edf", {EEG: lambda x, i=i: np.roll(x, i)})
-    plant(sleepers[0], tmp_path / "in" / "x.edf", {EEG: lambda x: np.roll(x, 9)}, {"O2-M1": {"label": "Light"}})
+        another_night(sleepers, i, tmp_path / "in" / f"n{i}.edf")
+    another_night(sleepers, 9, tmp_path / "in" / "x.edf", header={"O2-M1": {"label": "Light"}})
     findings, text = examine(tmp_path / "in")
     assert codes(findings) == [
         ("note", "missing_slot", "O2-M1"),
@@ -610,7 +719,7 @@ def test_a_wrong_unit_of_one_night_has_one_finding_with_the_unit_that_fits(sleep
 def test_an_amplitude_that_sticks_out_of_the_cohort(sleepers: list[Path], tmp_path: Path, examine) -> None:
     for i in range(6):
         gain = 1 / 45 if i == 5 else 1.0  # still plausible by itself
-        plant(sleepers[0], tmp_path / "in" / f"n{i}.edf", {"Chin EMG": lambda x, i=i, g=gain: np.roll(x * g, i)})
+        another_night(sleepers, 2 * i, tmp_path / "in" / f"n{i}.edf", {"Chin EMG": lambda x, g=gain: x * g})
     findings, _ = examine(tmp_path / "in")
     assert codes(findings) == [("warning", "outlier", "Chin EMG")]
     assert Path(findings[0]["paths"][0]).name == "n5.edf"
@@ -619,8 +728,7 @@ def test_an_amplitude_that_sticks_out_of_the_cohort(sleepers: list[Path], tmp_pa
 
 def test_a_finding_of_many_nights_takes_one_line(sleepers: list[Path], tmp_path: Path, examine) -> None:
     for i in range(5):
-        changes = {"ECG": lambda x: -x, EEG: lambda x, i=i: np.roll(x, i)}
-        plant(sleepers[i % 2], tmp_path / "in" / f"n{i}.edf", changes)
+        another_night(sleepers, i, tmp_path / "in" / f"n{i}.edf", {"ECG": lambda x: -x})
     findings, text = examine(tmp_path / "in")
     assert [f["code"] for f in findings] == ["polarity"] * 5
     lines = [line for line in text.splitlines() if line.strip().startswith("warning")]

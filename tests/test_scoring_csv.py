@@ -220,12 +220,39 @@ def test_lists_of_epochs_in_portuguese_and_spanish(tmp_path, header):
     assert [event.onset_s for event in scoring.events if event.text == "R"] == [210]
 
 
-def test_numbered_epochs_that_end_before_the_recording_say_what_to_add(tmp_path):
-    path = write(tmp_path, "\n".join(("Epoch,Stage", *(f"{i},N2" for i in range(21, 111)))))
+def numbered(first: int, last: int) -> str:
+    return "\n".join(("Epoch,Stage", *(f"{i},{'R' if i % 7 == 0 else 'N2'}" for i in range(first, last + 1))))
+
+
+def test_numbered_epochs_that_end_in_the_last_third_lie_where_their_numbers_say(tmp_path):
+    scoring = read_scoring(write(tmp_path, numbered(21, 110)), length_s=3600)
+    assert [event.onset_s for event in scoring.events] == [30.0 * i for i in range(20, 110)]
+    assert [event.onset_s for event in scoring.events if event.text == "R"][:2] == [600, 810]  # numbers 21 and 28
+    assert {event.duration_s for event in scoring.events} == {30.0}
+    (issue,) = scoring.issues
+    assert issue.endswith("epochs from the recording's epoch 21 on; the last 5.0 minutes are not scored.")
+    assert len(read_scoring(write(tmp_path, numbered(21, 80)), length_s=3600).events) == 60
+
+
+def test_numbered_epochs_that_end_long_before_the_recording_say_what_to_add(tmp_path):
+    path = write(tmp_path, numbered(21, 79))
     with pytest.raises(
-        ScoringError, match=r"epochs 21 to 110 .* 5\.0 minutes before .* 30 \* \(number of the epoch - 1"
+        ScoringError, match=r"epochs 21 to 79 .* 20\.5 minutes before .* 30 \* \(number of the epoch - 1"
     ):
         read_scoring(path, length_s=3600)
+
+
+@pytest.mark.parametrize("epoch_s", [10, 15, 20, 60])
+def test_numbered_epochs_of_another_length_are_not_taken_for_30_s(tmp_path, epoch_s):
+    """A scoring that ends anywhere in the last third of a night of eight hours, up to its end."""
+    for last in range(2 * 9600 // epoch_s + 2, 3 * 9600 // epoch_s + 1, 60 // epoch_s * 3):
+        with pytest.raises(ScoringError, match=rf"the epochs 31 to {last} without times.*not known where they lie"):
+            read_scoring(write(tmp_path, numbered(31, last)), length_s=3 * 9600)
+
+
+def test_epochs_numbered_from_one_may_count_from_where_scoring_began(tmp_path):
+    with pytest.raises(ScoringError, match=r"the epochs 1 to 110 without times: 55 minutes .* not known where"):
+        read_scoring(write(tmp_path, numbered(1, 110)), length_s=3600)
 
 
 @pytest.mark.parametrize(("day", "said"), [(4, "-1 days away"), (5, ""), (6, "1 day away")])
@@ -374,7 +401,7 @@ def test_stages_without_times_are_epochs_from_the_start_of_a_recording_of_that_l
 def test_numbered_epochs_begin_where_their_number_says(tmp_path):
     grid = labelled(tmp_path, "epoch,stage\n3,N1\n4,R\n", 120)
     assert grid.stage.tolist() == [-1, -1, 1, 4]
-    with pytest.raises(ScoringError, match="numbered"):
+    with pytest.raises(ScoringError, match=r"not numbered one after the other \(3 is followed by '5'\)"):
         labelled(tmp_path, "epoch,stage\n3,N1\n5,R\n", 150)
 
 

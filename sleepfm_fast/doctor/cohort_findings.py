@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sleepfm_fast.channels import unknown_labels, unknown_text
@@ -13,6 +15,7 @@ from sleepfm_fast.cohorts import eeg_slots
 from sleepfm_fast.cohorts.eeg_slots import NightEeg
 from sleepfm_fast.cohorts.participant_tables import ParticipantTables
 from sleepfm_fast.cohorts.silent_nights import REMEDY, is_scored, is_silent, sentence
+from sleepfm_fast.doctor.extremes import shared_extremes
 from sleepfm_fast.doctor.findings import Finding, override
 from sleepfm_fast.doctor.measures import POTENTIALS, begins_like, identical_samples
 from sleepfm_fast.doctor.night_findings import minutes
@@ -34,10 +37,11 @@ GROUPS_SHOWN = 4
 
 def cohort_findings(nights: Sequence[NightReport], tables: ParticipantTables, *, auto: bool = True) -> list[Finding]:
     """Compare the nights that can be ingested; ``auto``: their montage is that of ``--montage auto``."""
+    copies = [*identical(nights, tables), *cut_short(nights, tables)]
+    copies += same_nights(nights, tables, copies)
     return [
-        *mixed_montages(nights), *silent(nights), *identical(nights, tables), *cut_short(nights, tables),
-        *shared(nights, tables),
-        *one_person(nights, tables), *outlying(nights), *unused(nights), *unsuited(nights, auto=auto),
+        *mixed_montages(nights), *silent(nights), *copies, *shared(nights, tables), *one_person(nights, tables, copies),
+        *outlying(nights), *unused(nights), *unsuited(nights, auto=auto),
     ]  # fmt: skip
 
 
@@ -143,6 +147,45 @@ def cut_short(nights: Sequence[NightReport], tables: ParticipantTables) -> Itera
             )  # fmt: skip
 
 
+def same_nights(
+    nights: Sequence[NightReport], tables: ParticipantTables, known: Sequence[Finding]
+) -> Iterator[Finding]:
+    """Recordings of one night in two formats, or with other gains: their signals reach their extremes together.
+
+    Headers decide nothing: those of different nights may all state one date, and of a copy another one.
+    """
+    told = [set(finding.paths) for finding in known]
+    found = {
+        two: shared
+        for two, shared in shared_extremes([night.extremes for night in nights]).items()
+        if not any({str(nights[i].path) for i in two} <= paths for paths in told)
+    }
+    groups: list[set[int]] = []
+    for two in found:
+        meeting = [group for group in groups if group & set(two)]
+        groups = [group for group in groups if group not in meeting] + [set(two).union(*meeting)]
+    for group in groups:
+        least, of = min((n, of) for two, (n, of) in found.items() if set(two) <= group)
+        members = sorted((nights[i] for i in group), key=lambda m: m.path)
+        subjects = sorted({tables.of(m.path).subject or "" for m in members})
+        leak = (
+            f", of {len(subjects)} subjects ({', '.join(subjects[:3])}): it would be in both training and test"
+            if len(subjects) > 1
+            else ""
+        )
+        starts = sorted({str(m.start) for m in members})
+        said = f"they all start at {starts[0]}" if len(starts) == 1 else f"their starts are {first_of(starts, 3)}"
+        kept = max(members, key=lambda m: (is_scored(m.stages), tables.names(m.path), len(m.channels)))
+        surplus = {m.path.name: "exclude" for m in members if m is not kept}
+        yield Finding(
+            "warning", "same_night", tuple(str(m.path) for m in members), "",
+            f"are probably one night in two formats or with other gains: {named(members)} reach their extremes at the "
+            f"same samples in {least} of {of} minutes of a channel; by the headers {said}{leak}",
+            f"keep one: --overrides {json.dumps(surplus, ensure_ascii=False)}",
+            {"shared": least, "compared": of, "subjects": subjects},
+        )  # fmt: skip
+
+
 def shared(nights: Sequence[NightReport], tables: ParticipantTables) -> Iterator[Finding]:
     """File names in several folders, whose nights count as one subject's."""
     for stem, paths in tables.shared_names(night.path for night in nights).items():
@@ -156,8 +199,13 @@ def shared(nights: Sequence[NightReport], tables: ParticipantTables) -> Iterator
         )  # fmt: skip
 
 
-def one_person(nights: Sequence[NightReport], tables: ParticipantTables) -> Iterator[Finding]:
-    """Names that look like several nights of one person, who counts as several subjects."""
+def one_person(
+    nights: Sequence[NightReport], tables: ParticipantTables, copies: Sequence[Finding]
+) -> Iterator[Finding]:
+    """Names that look like several nights of one person, who counts as several subjects.
+
+    What are copies of one night, their headers need not say again.
+    """
     alike = list(tables.perhaps_one_person(night.path for night in nights))
     for paths in alike:
         yield Finding(
@@ -176,7 +224,7 @@ def one_person(nights: Sequence[NightReport], tables: ParticipantTables) -> Iter
         n_subjects = len({tables.of(path).subject for path in paths})
         of_most = len(nights) >= MIN_NIGHTS and 2 * len(members) > len(nights)
         # Named by their files or copies of one another, they have a finding already.
-        known = any(set(paths) <= set(others) for others in alike) or len({m.digest for m in members}) == 1
+        known = any(set(paths) <= set(others) for others in (*alike, *(map(Path, c.paths) for c in copies)))
         told = all(tables.tells_person(path) for path in paths)
         if n_subjects > 1 and not of_most and not known and not told:
             yield Finding(

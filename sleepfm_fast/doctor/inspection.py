@@ -60,7 +60,8 @@ class SlotReport:
 class NightReport:
     """What one file holds; ``failure`` says why it could not be ingested, ``digest`` stands for the samples read.
 
-    ``patient`` stands for the person that the header names, by :func:`patient_key`, ``beginning`` for the first minute.
+    ``patient`` stands for the person that the header names, by :func:`patient_key`, ``beginning`` for the first minute,
+    ``extremes`` for the night in any format (:mod:`~sleepfm_fast.doctor.extremes`).
     """
 
     path: Path
@@ -82,6 +83,7 @@ class NightReport:
     digest: str = ""
     patient: str = ""
     beginning: str = ""
+    extremes: bytes = b""
     findings: tuple[Finding, ...] = ()
 
     @property
@@ -169,6 +171,7 @@ def examined(night: Night, montage: Montage, corrections: Corrections, *, like: 
         digest=measures.digest if measures.n_windows else "",
         patient=patient_key(recording.format, recording.patient),
         beginning=beginning_digest(recording),
+        extremes=measures.extremes,
         findings=tuple(findings),
     )
 
@@ -305,8 +308,9 @@ def write_report(path: Path, summary: Mapping[str, Any], lists: Mapping[str, Ite
 
 
 def facts_of(night: NightReport) -> dict[str, Any]:
-    """Fields of a night but for patient and beginning, and for its findings, which stand with all the others."""
-    return {f.name: getattr(night, f.name) for f in fields(night) if f.name not in ("findings", "patient", "beginning")}
+    """Fields of a night but for what is compared between nights, and for its findings, which stand with all others."""
+    left_out = ("findings", "patient", "beginning", "extremes")
+    return {f.name: getattr(night, f.name) for f in fields(night) if f.name not in left_out}
 
 
 def examine(files: Sequence[Path], montage: Montage, request: Request, engine: Engine) -> list[NightReport]:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import signal as dsp
 
+from sleepfm_fast.doctor.extremes import extremes_of, packed
 from sleepfm_fast.doctor.heartbeat import Heartbeat, heartbeat
 from sleepfm_fast.edf import Recording, Segment, Signal
 from sleepfm_fast.epochs import read_digital
@@ -103,7 +104,8 @@ class ChannelMeasures:
 class NightMeasures:
     """All channels; ``belts`` is the median correlation of breathing in two channels, and the share of windows below 0.
 
-    ``digest`` is that of every sample read and of the layout, whatever the header says of names and units.
+    ``digest`` is that of every sample read and of the layout, whatever the header says of names and units; ``extremes``
+    are those of potentials and respiration, by :func:`~sleepfm_fast.doctor.extremes.packed`.
     """
 
     n_windows: int
@@ -111,6 +113,7 @@ class NightMeasures:
     channels: dict[int, ChannelMeasures]
     belts: tuple[float, float] | None
     digest: str
+    extremes: bytes
 
 
 def windows_of(recording: Recording) -> list[Segment]:
@@ -156,6 +159,12 @@ def measure_night(
             # the same integers in 16 and in 24 bits are the same recording
             digest.update(values.astype("<i4").tobytes())
     channels = {s.index: measure(s, samples[s.index], kinds.get(s.index)) for s in signals} if windows else {}
+    extremes = packed(
+        extremes_of(window.first_record * s.samples_per_record, values, float(s.fs_hz))
+        for s in signals
+        if kinds.get(s.index) in (*POTENTIALS, "respiration")
+        for window, values in zip(windows, samples[s.index], strict=True)
+    )
     together = None
     if belts is not None and windows:
         by_index = {s.index: s for s in signals}
@@ -165,7 +174,7 @@ def measure_night(
     ends = [0, *(w.first_record + w.n_records for w in windows)]
     n_read = sum(end - max(w.first_record, before) for w, before, end in zip(windows, ends, ends[1:], strict=False))
     minutes = float(n_read * recording.record_s) / 60
-    return NightMeasures(len(windows), minutes, channels, together, digest.hexdigest()[:16])
+    return NightMeasures(len(windows), minutes, channels, together, digest.hexdigest()[:16], extremes)
 
 
 def measure(signal: Signal, windows: Sequence[NDArray[Any]], kind: str | None) -> ChannelMeasures:

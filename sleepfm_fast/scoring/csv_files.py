@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from fractions import Fraction
 
 from sleepfm_fast.plurals import agreeing, counted
 from sleepfm_fast.scoring.clock import (
@@ -59,6 +60,9 @@ LONGEST_STAGE_S = 3600.0
 """Half of a night's stages are far shorter than either, be they epochs or the time between two changes."""
 SHORTFALL_S = 60.0
 """A list of stages without times may be this much shorter than the recording, and a last epoch longer."""
+SCORED_UNTIL = Fraction(2, 3)
+"""A scoring ends in the last third of the recording. Of numbers, not two of 20 or less, 30 and 60 s can put it there:
+what ends there in epochs of 20 s would end, in epochs of 30 s, beyond the recording, and what does in 60 s, before."""
 
 
 def parse_csv(
@@ -349,11 +353,14 @@ def untimed(
 ) -> list[Event]:
     """Events of a list of stages: one an epoch of 30 s, the first at the recording's start.
 
+    Epochs whose numbers begin with 2 or more are counted from the recording's start, and need not fill it; numbers from
+    1 on may as well be counted from where the scorer began.
+
     Raises
     ------
     ScoringError
         When most texts name no stage, the numbers of the epochs do not count upwards by one, or the list does not
-        fill the recording, so that epochs of another length or another beginning must be meant.
+        fit the recording, so that epochs of another length or another beginning must be meant.
     """
     n_stages = sum(stage_of(text) is not None for text in texts)
     if 2 * n_stages < len(texts) or not n_stages:
@@ -362,33 +369,29 @@ def untimed(
             f"{agreeing(n_stages, 'names', 'name')} a sleep stage; expected a header such as "
             "'onset,duration,description' or 'Start,Duration,Event'."
         )
-    first = 0
+    first, listed = 0, counted(len(texts), "stage")
     if numbers is not None:
-        numbered = [int(n) if re.fullmatch(r"\d{1,9}", n) else -1 for n in numbers]
-        if numbered != list(range(numbered[0], numbered[0] + len(numbered))) or numbered[0] < 0:
-            raise ScoringError(
-                f"{source} has no column of times, and its epochs are not numbered one after the other; expected a "
-                "column onset, in seconds from the recording's start."
-            )
+        numbered = successive(numbers, source)
         first = max(numbered[0] - 1, 0)
+        listed = f"the epochs {numbered[0]} to {numbered[-1]}"
     length_s = (first + len(texts)) * EPOCH_S
     if length_of_recording_s is None:
         raise ScoringError(
-            f"{source} lists {counted(len(texts), 'stage')} without times, and how long the recording is is not known "
+            f"{source} lists {listed} without times, and how long the recording is is not known "
             "here; expected a column onset, in seconds from the recording's start."
         )
     missing_s = length_of_recording_s - length_s
-    if first and missing_s >= SHORTFALL_S:
+    if first and missing_s >= SHORTFALL_S and length_s < SCORED_UNTIL * length_of_recording_s:
         raise ScoringError(
-            f"{source} lists the epochs {first + 1} to {first + len(texts)} without times. If they are of {EPOCH_S} s "
+            f"{source} lists {listed} without times. If they are of {EPOCH_S} s "
             f"and counted from the recording's start, they end {missing_s / 60:.1f} minutes before it does; their "
             f"length is not stated, so it is not known where they lie. Add a column onset, for epochs of {EPOCH_S} s "
             f"with {EPOCH_S} * (number of the epoch - 1) in seconds, and one named duration."
         )
-    if missing_s >= SHORTFALL_S or missing_s <= -EPOCH_S:
+    if (missing_s >= SHORTFALL_S and not first) or missing_s <= -EPOCH_S:
         would_s = length_of_recording_s / (first + len(texts))
         raise ScoringError(
-            f"{source} lists {counted(len(texts), 'stage')} without times: "
+            f"{source} lists {listed} without times: "
             f"{counted(length_s / 60, 'minute', spec='g')} of {EPOCH_S}-s epochs, and the recording lasts "
             f"{length_of_recording_s / 60:.1f} minutes (that would be epochs of {would_s:.3g} s), so it is not known "
             "where they lie. Add a column onset, in seconds from the recording's start, and one named duration if "
@@ -396,9 +399,25 @@ def untimed(
         )
     issues.append(
         f"{source} lists stages without times; its {counted(len(texts), 'stage was', 'stages were')} taken as "
-        f"{EPOCH_S}-s epochs from the recording's {'start' if not first else f'epoch {first + 1} on'}."
+        f"{EPOCH_S}-s epochs from the recording's {'start' if not first else f'epoch {first + 1} on'}"
+        + (f"; the last {missing_s / 60:.1f} minutes are not scored." if missing_s >= SHORTFALL_S else ".")
     )
     return [Event((first + i) * float(EPOCH_S), float(EPOCH_S), text or "unscored") for i, text in enumerate(texts)]
+
+
+def successive(numbers: Sequence[str], source: str) -> list[int]:
+    """Numbers of epochs that count upwards by one; others are refused, with the first that does not."""
+    numbered = [int(n) if re.fullmatch(r"\d{1,9}", n) else None for n in numbers]
+    found: list[int] = []
+    for written, number in zip(numbers, numbered, strict=True):
+        if number is None or (found and number != found[-1] + 1):
+            after = f"{found[-1]} is followed by '{written[:20]}'" if found else f"the first is '{written[:20]}'"
+            raise ScoringError(
+                f"{source} has no column of times, and its epochs are not numbered one after the other ({after}); "
+                "expected a column onset, in seconds from the recording's start."
+            )
+        found.append(number)
+    return found
 
 
 def stage_lines(text: str) -> list[str] | None:

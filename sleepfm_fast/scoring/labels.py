@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LABEL_RULES", "OVERLONG", "TWO_SCORERS", "ClipGrid", "clip_labels", "refuse_endless"]
 
-LABEL_RULES = 7
+LABEL_RULES = 8
 """Version of the labels, to be raised when the same scoring gives clips other labels than before: nights of a store are
 then made again. 2: no clip outside the scored part of a night counts as free of events. 3: no respiratory event lasts
 more than five minutes. 4: the grid of clips follows most epochs and not the first stage. 5: numbers unlike those of any
@@ -32,7 +32,8 @@ night mean no stage, lists that count epochs are read as epochs, durations withi
 events in every language. 6: a few events among listed epochs keep their durations, a remark leaves a stage its place,
 numbers of UCDDB are known, and dates beside a recording without one count from the night. 7: times since
 the start of a recording that begins near midnight are told from clock times, clock times of a column without a known
-name are used, and stages in milliseconds or samples are refused."""
+name are used, and stages in milliseconds or samples are refused. 8: numbered epochs that end before the recording
+are read."""
 
 SDB_OVERLAP_S = 10.0
 """Seconds of an event inside a clip that make the clip one with an event: the least that an apnoea or hypopnoea lasts
