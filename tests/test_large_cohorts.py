@@ -224,7 +224,7 @@ def test_predictions_of_many_nights_are_sorted_once_and_written_in_pieces(tmp_pa
     monkeypatch.setattr(predictions, "ROWS", 7)
     write_predictions(tmp_path / "pieces", {}, found, starts, task="stage", made_of={})
     files = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.*"))
-    assert len(files) == N + 2 + 3
+    assert len(files) == N + 2 + 4  # predictions, nights and agreement of nights, and what they are made of
     assert all((tmp_path / "whole" / f).read_bytes() == (tmp_path / "pieces" / f).read_bytes() for f in files)
     text = (tmp_path / "whole" / "predictions.csv").read_text().splitlines()
     assert len(text) == 1 + 3 * N
