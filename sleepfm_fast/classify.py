@@ -117,11 +117,15 @@ def table_text(
     return text.getvalue()
 
 
-def chosen(config: Config, store: ClipStore, saved: dict[str, Any]) -> tuple[npt.NDArray[np.bool_], str]:
-    """Which clips of the store are asked for, bool [n_clips], and the sentence to repeat where sides overlap."""
+def chosen(
+    config: Config, store: ClipStore, saved: dict[str, Any], known: Mapping[str, int]
+) -> tuple[npt.NDArray[np.bool_], str]:
+    """Which clips of the store are asked for, bool [n_clips], and the sentence to repeat where sides overlap.
+
+    ``known`` is the side of subjects that the run has seen, by :meth:`sleepfm_fast.runs.origin.Seen.in_store`.
+    """
     from sleepfm_fast.runs.splits import Split, assign_subjects
 
-    known: dict[str, int] = saved["subjects"]
     subject = np.asarray(store.recording_subject)[np.asarray(store.recording)]
     if config.subjects == "all":
         mine = np.ones(len(store), np.bool_)
@@ -240,6 +244,7 @@ def classified(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     from sleepfm_fast.evaluation.tasks import TASKS
     from sleepfm_fast.model.backends import encoder_backend, filter_backend, threads
     from sleepfm_fast.rundir import RunDirectory
+    from sleepfm_fast.runs.origin import seen_by
     from sleepfm_fast.storage.atomic import replace_file
     from sleepfm_fast.store.label_rules import say_label_rules
     from sleepfm_fast.training.world import choose_device
@@ -254,7 +259,10 @@ def classified(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
     for notice in clip_input.lacking(classifier.config.get("store_digest"), "network"):
         say(f"notice: {notice}")
     say_label_rules(store.path)
-    mine, overlap_note = chosen(config, store, classifier.config)
+    known, notices = seen_by(classifier.config).in_store(store)
+    for notice in notices:
+        say(f"notice: {notice}")
+    mine, overlap_note = chosen(config, store, classifier.config, known)
     if overlap_note:
         say(f"notice: {overlap_note}")
     recording = np.asarray(store.recording, np.int64)
@@ -285,7 +293,7 @@ def classified(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
         "overlap_note": overlap_note,
     }
     if config.predictions is not None:
-        write_all(config, classifier, np.flatnonzero(mine), clips, odds, result, made_of)
+        write_all(config, classifier, known, np.flatnonzero(mine), clips, odds, result, made_of)
     if config.result is not None:
         result = tested(result, config, classifier, np.flatnonzero(mine), clips, odds, made_of)
     if config.table is not None:
@@ -303,6 +311,7 @@ def classified(config: Config, made_of: Mapping[str, Any]) -> dict[str, Any]:
 def write_all(
     config: Config,
     classifier: Classifier,
+    known: Mapping[str, int],
     asked: npt.NDArray[np.int64],
     clips: npt.NDArray[np.int64],
     odds: npt.NDArray[np.float64],
@@ -323,7 +332,6 @@ def write_all(
     probability = np.full((len(asked), len(classifier.classes)), np.nan)
     probability[np.searchsorted(asked, clips)] = probability_of(odds)
     names = [recording.id for recording in store.recordings]
-    known: dict[str, int] = classifier.config["subjects"]
     sides = [SPLITS[known[name]] if name in known else "" for name in store.subjects]
     there = [names[i] for i in np.unique(np.asarray(store.recording)[asked]).tolist()]
     missing = missing_channels(config.store, config.run, there, classifier.clip_input.modalities)

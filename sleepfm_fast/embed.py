@@ -102,9 +102,7 @@ def main(config: Config) -> dict[str, Any]:
         "precision": config.precision,
         "subjects_known": seen.complete,
     }
-    columns, description = described_clips(
-        store, Split(**saved["split"]), seen.subjects, run=str(config.run), presets=presets
-    )
+    columns, description = described_clips(store, Split(**saved["split"]), seen, run=str(config.run), presets=presets)
     if not n:
         raise SleepfmError(f"the store {config.store} has no clips; add recordings of 30 s or more with preprocess.")
     for notice in clip_input.read_amplitudes(RunDirectory(Path(weights["file"]).parent).amplitudes_path):

@@ -205,6 +205,7 @@ def main(config: Config) -> dict[str, Any]:
     from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter, is_finished
     from sleepfm_fast.execution.parallel import open_engine
     from sleepfm_fast.rundir import RunDirectory
+    from sleepfm_fast.runs.origin import Seen, seen_by
     from sleepfm_fast.runs.run_config import refuse_damaged
     from sleepfm_fast.runs.splits import Split
     from sleepfm_fast.storage.definitions import ENTRY, definitions_of
@@ -216,14 +217,14 @@ def main(config: Config) -> dict[str, Any]:
     if not len(store):
         raise SleepfmError(f"the store {config.store} has no clips; add recordings of 30 s or more with preprocess.")
     say_label_rules(store.path)
-    split, known = Split(config.split_salt, config.validation_share, config.test_share), None
+    split, seen = Split(config.split_salt, config.validation_share, config.test_share), Seen()
     if config.split_like is not None:
         run = RunDirectory(config.split_like)
         saved = run.config()
         refuse_damaged(run.config_path, saved, {})
-        split, known = Split(**saved["split"]), saved.get("subjects")
+        split, seen = Split(**saved["split"]), seen_by(saved)
     run_named = "" if config.split_like is None else str(config.split_like)
-    columns, description = described_clips(store, split, known, run=run_named, presets={"features": plain(config)})
+    columns, description = described_clips(store, split, seen, run=run_named, presets={"features": plain(config)})
     names = feature_names(store.montage)
     dim = max(map(len, names.values()))
     key = {

@@ -15,6 +15,7 @@ from sleepfm_fast.evaluation.classification import HeldOut
 from sleepfm_fast.evaluation.labelled_clips import LabelledClips
 from sleepfm_fast.evaluation.tasks import TASKS, labels_of
 from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.runs.seen_recordings import SeenRecordings
 from sleepfm_fast.runs.splits import Split, assign_subjects, draw_subjects
 from sleepfm_fast.store.clip_facts import people_of
 
@@ -57,6 +58,8 @@ class SupervisedClips:
         Whether subjects too few to split stand in all parts.
     notices : tuple of str
         What the user should know.
+    recordings : SeenRecordings
+        Recordings of every subject.
     """
 
     train: LabelledClips
@@ -66,6 +69,7 @@ class SupervisedClips:
     subjects: dict[str, int]
     overlap: bool
     notices: tuple[str, ...]
+    recordings: SeenRecordings
 
 
 def montage_of(store: ClipStore, modality: str) -> Montage:
@@ -167,7 +171,8 @@ def select_labelled(
         if len(store.subjects) > 2:
             notices = (*notices, "no labelled clip is left for validation: the training clips also serve for it.")
     subjects = dict(zip(store.subjects, np.maximum(codes, 0).tolist(), strict=True))
-    return SupervisedClips(train, validation, test, drawn, subjects, bool((codes < 0).any()), notices)
+    recordings = SeenRecordings.of(store.recordings, subjects)
+    return SupervisedClips(train, validation, test, drawn, subjects, bool((codes < 0).any()), notices, recordings)
 
 
 def refuse_empty(store: ClipStore, side: str, clips: LabelledClips, task: str) -> None:

@@ -169,6 +169,7 @@ class SupervisedTrainer(TrainingLoop):
             "overlap": self.clips.overlap,
             "subjects": self.clips.subjects,
             "training_subjects": self.clips.drawn,
+            "recordings": self.clips.recordings.plain(),
             "store_digest": self.store.digest,
             "ranks": self.world.size,
             "changes": [],

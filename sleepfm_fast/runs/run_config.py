@@ -9,6 +9,7 @@ from typing import Any
 
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.montage.slots import MODALITIES
+from sleepfm_fast.runs.seen_recordings import is_list_of_recordings
 from sleepfm_fast.runs.splits import Split
 
 __all__ = ["damaged_entry", "refuse_damaged"]
@@ -50,6 +51,11 @@ def refuse_damaged(file: Path, config: Mapping[str, Any], options: Mapping[str, 
     for subject, code in config["subjects"].items():
         if code not in (0, 1, 2):
             raise damaged_entry(file, f"subjects.{subject}", code)
+    origin = config.get("initialised_from")
+    for entry, holder in (("recordings", config), ("initialised_from.recordings", origin)):
+        recordings = holder.get("recordings") if isinstance(holder, dict) else None
+        if recordings is not None and not is_list_of_recordings(recordings):
+            raise damaged_entry(file, entry, recordings)
     for entry, kind in {"split": Split, **options}.items():
         found: Any = config
         for part in entry.split("."):

@@ -65,7 +65,7 @@ class Trainer(TrainingLoop):
             *(store, self.split, self.montage),
             n_subjects=config.train_subjects,
             replicate=config.replicate,
-            known=seen.subjects,
+            seen=seen,
         )
         self.notices = self.clips.notices
         if not seen.complete:
@@ -160,6 +160,7 @@ class Trainer(TrainingLoop):
             "log_temperature": float(self.model.log_temperature.detach()),
             "subjects": self.seen.subjects,
             "subjects_known": self.seen.complete,
+            "recordings": self.seen.recordings.plain(),
         }
 
     def columns(self, modality: str) -> npt.NDArray[np.int64]:

@@ -27,6 +27,7 @@ def description(trainer: Trainer) -> dict[str, Any]:
         "overlap": trainer.clips.overlap,
         "subjects": trainer.clips.subjects,
         "trained_subjects": list(trainer.clips.trained),
+        "recordings": trainer.clips.recordings.plain(),
         "initialised_from": trainer.origin,
         "store_digest": trainer.store.digest,
         "ranks": trainer.world.size,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,8 @@ from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.errors import SleepfmError
 from sleepfm_fast.montage.slots import Montage
 from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.runs.origin import Seen
+from sleepfm_fast.runs.seen_recordings import SeenRecordings
 from sleepfm_fast.runs.splits import Split, assign_subjects, draw_subjects
 from sleepfm_fast.training.neighbours import Stretches, stretch_numbers
 
@@ -34,6 +36,8 @@ class Selection:
         Whether there were too few subjects to split, so that all parts share them.
     notices : tuple of str
         Sentences that the user should see.
+    recordings : SeenRecordings
+        Recordings of all subjects, as for ``subjects``.
     """
 
     train: npt.NDArray[np.int64]
@@ -42,6 +46,7 @@ class Selection:
     trained: tuple[str, ...]
     overlap: bool
     notices: tuple[str, ...]
+    recordings: SeenRecordings
 
     @property
     def clips(self) -> npt.NDArray[np.int64]:
@@ -112,7 +117,7 @@ def select_clips(
     *,
     n_subjects: int = 0,
     replicate: int = 0,
-    known: Mapping[str, int] | None = None,
+    seen: Seen | None = None,
 ) -> Selection:
     """Choose the clips for training and validation.
 
@@ -128,16 +133,18 @@ def select_clips(
         How many of the training subjects that have such clips to train on; 0 for all.
     replicate : int
         Number of the draw of these subjects (:func:`sleepfm_fast.runs.splits.draw_subjects`).
-    known : mapping of str to int, optional
-        Split of subjects that the training which this one starts from has settled; they keep it.
+    seen : Seen, optional
+        Subjects whose split the training which this one starts from has settled; they keep it.
 
     Raises
     ------
     SleepfmError
         If fewer than two clips (pairs of neighbours) are left for training, or there are fewer subjects than asked for.
     """
-    known = known or {}
+    seen = seen or Seen()
+    known, renamed = seen.in_store(store)
     codes, notices = assign_subjects(store.subjects, split, known)
+    notices = (*renamed, *notices)
     kept = np.array([name in known for name in store.subjects], np.bool_)
     if moved := int((kept & (codes != assign_subjects(store.subjects, split)[0])).sum()):
         notices = (
@@ -187,4 +194,6 @@ def select_clips(
         if len(store.subjects) > 2:
             notices = (*notices, "no clip is left for validation: the training clips also serve for it.")
     subjects = dict(zip(store.subjects, np.maximum(codes, 0).tolist(), strict=True))
-    return Selection(train, validation, {**known, **subjects}, trained, bool((codes < 0).any()), notices)
+    recordings = seen.recordings.followed_by(store.recordings, subjects)
+    overlap = bool((codes < 0).any())
+    return Selection(train, validation, {**seen.subjects, **subjects}, trained, overlap, notices, recordings)
