@@ -163,6 +163,7 @@ def _predicted(
     from sleepfm_fast.evaluation.missing_channels import missing_channels
     from sleepfm_fast.evaluation.penalty import scores
     from sleepfm_fast.evaluation.predictions import Predicted, write_predictions
+    from sleepfm_fast.evaluation.subject_splits import encoder_splits, fitted_splits
     from sleepfm_fast.evaluation.tasks import TASKS, labels_of
 
     task = TASKS[result.record["task"]]
@@ -185,14 +186,25 @@ def _predicted(
         )
     about = embeddings.description
     own = Path(about.store).resolve() == Path(str(result.record.get("store"))).resolve()
-    side = sides(result, embeddings, own=own)
+    side = fitted_splits(result, embeddings, own=own)
+    # Of nobody whom the encoder has seen are the embeddings those of a stranger.
+    by_encoder = {
+        name: split for name, split in encoder_splits(about.presets).items() if side.get(name) in ("", "test")
+    }
+    side |= by_encoder
     if own:
         say("notice: the probe was fitted on subjects of this store; its predictions for them do not test it.")
-    elif seen := [name for name, served in side.items() if served in ("train", "validation")]:
+    elif seen := [n for n, served in side.items() if served in ("train", "validation") and n not in by_encoder]:
         say(
             f"notice: {len(seen)} of the {counted(len(about.subjects), 'subject')} "
             f"{agreeing(len(seen), 'has the name', 'have the names')} of training or validation subjects "
             f"({first_of(seen, 3)}). If they are the same people, the probe's predictions for them do not test it."
+        )
+    if by_encoder:
+        n = len(by_encoder)
+        say(
+            f"notice: the encoder of these embeddings was trained or validated on {counted(n, 'subject')} of them "
+            f"({first_of(list(by_encoder), 3)}), so the predictions for {agreeing(n, 'it', 'them')} do not test it."
         )
     run = None if embeddings.features else Path(about.run)
     missing = missing_channels(config.store or embeddings.store_path, run, about.recordings, modalities)
@@ -227,27 +239,6 @@ def _predicted(
         "correct_prior": config.correct_prior,
     }
     return write_predictions(config.predictions, record, found, starts, task=result.record["task"], made_of=made_of)
-
-
-def sides(result: Result, embeddings: Embeddings, *, own: bool) -> dict[str, str]:
-    """What each subject of the embeddings served the classifier for: train, validation, test, or nothing.
-
-    Another store may hold the same people, as at another visit: names tell. Of results that do not name their subjects,
-    only those of their ``own`` store are known.
-    """
-    from sleepfm_fast.runs.splits import SPLITS
-
-    subjects = embeddings.description.subjects
-    named = result.record.get("subjects")
-    known = set(subjects if own else ()) if named is None else set(named)
-    tested: set[str] = set()
-    if named is not None and not result.record.get("overlap"):  # one person may have served for everything
-        tested = {named[i] for i in np.unique(result.array("subject")).tolist()}
-    codes = dict(zip(np.asarray(embeddings.subject).tolist(), np.asarray(embeddings.split).tolist(), strict=True))
-    return {
-        name: ("test" if name in tested else SPLITS[codes[i]]) if name in known and i in codes else ""
-        for i, name in enumerate(subjects)
-    }
 
 
 def cli(argv: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -55,8 +55,8 @@ class Config(TakesPaths):
     """Folder to write."""
     subjects: Literal["test", "all"] = "test"
     """Subjects of TESTING. test: test subjects by the split it was embedded with; all: everybody, which is right for a
-    store that nothing was ever trained on. Subjects that the run was trained on, by name, are counted in a notice and
-    in the record."""
+    store that nothing was ever trained on. Subjects that the run was trained on, and those with the name of somebody in
+    TRAINING, are counted in a notice and in the record."""
     overwrite: bool = False
     """Replace an existing EMBEDDINGS folder once the new one is complete."""
 
@@ -80,6 +80,7 @@ def main(config: Config) -> dict[str, Any]:
     from sleepfm_fast.embeddings import Embeddings
     from sleepfm_fast.evaluation.changed_store import say_changed_store
     from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter, is_finished
+    from sleepfm_fast.evaluation.subject_splits import encoder_splits
     from sleepfm_fast.evaluation.tasks import TASKS, labels_of
     from sleepfm_fast.storage.definitions import ENTRY, FIRST
     from sleepfm_fast.storage.standing import digest_of_file, key_of
@@ -103,7 +104,7 @@ def main(config: Config) -> dict[str, Any]:
         [side.description.subjects[s] for s in np.unique(np.asarray(side.subject)[clips])]
         for side, clips in zip(sides, rows, strict=True)
     )
-    note = _shared_note(set(trained_names), tested_names)
+    note = _shared_note(set(trained_names), encoder_splits(second.description.presets), tested_names)
     if note:
         say(f"notice: {note}")
     columns = _joined_columns(sides, rows)
@@ -197,11 +198,12 @@ def _joined_columns(sides: tuple[Embeddings, Embeddings], rows: tuple[Clips, Cli
 def _joined_description(config: Config, first: Embeddings, second: Embeddings, note: str) -> Description:
     """Describe both sides together; ``note`` says that somebody seems to be on both."""
     from sleepfm_fast.embeddings import Description
+    from sleepfm_fast.evaluation.subject_splits import PREFIXES
 
     a, b = first.description, second.description
     return Description(
-        subjects=(*(f"training/{s}" for s in a.subjects), *(f"external/{s}" for s in b.subjects)),
-        recordings=(*(f"training/{r}" for r in a.recordings), *(f"external/{r}" for r in b.recordings)),
+        subjects=(*(f"{PREFIXES[0]}/{s}" for s in a.subjects), *(f"{PREFIXES[1]}/{s}" for s in b.subjects)),
+        recordings=(*(f"{PREFIXES[0]}/{r}" for r in a.recordings), *(f"{PREFIXES[1]}/{r}" for r in b.recordings)),
         ages=(*a.ages, *b.ages),
         sexes=(*a.sexes, *b.sexes),
         recording_ages=(*_recording_ages(first), *_recording_ages(second)),
@@ -211,6 +213,7 @@ def _joined_description(config: Config, first: Embeddings, second: Embeddings, n
         f"{'all subjects' if config.subjects == 'all' else 'the test subjects'} of {b.store}",
         presets={
             **a.presets,
+            **({"subjects_seen": _seen_by_encoder(a, b)} if "weights" in a.presets else {}),
             "joined": {
                 "training": str(config.training.resolve()),
                 "testing": str(config.testing.resolve()),
@@ -234,17 +237,37 @@ def _copy(sides: tuple[Embeddings, Embeddings], rows: tuple[Clips, Clips], write
             done = max(done - len(clips), 0)
 
 
-def _shared_note(trained: set[str], tested: Sequence[str]) -> str:
-    """Say how many of those who are tested have the name of somebody on the training side; empty where none has."""
-    seen = [name for name in tested if name in trained]
-    if not seen:
-        return ""
-    return (
-        f"{len(seen)} of the {counted(len(tested), 'subject')} tested "
-        f"{agreeing(len(seen), 'has the name', 'have the names')} of training or validation subjects "
-        f"({first_of(seen, 3)}). If "
-        "they are the same people, their clips describe memorisation, not generalisation."
-    )
+def _shared_note(trained: set[str], encoder: Mapping[str, str], tested: Sequence[str]) -> str:
+    """Say how many of those who are tested have been seen; empty where nobody has.
+
+    ``trained`` are the names of the training side, ``encoder`` those of TESTING that the encoder has seen.
+    """
+    note = ""
+    if of_encoder := [name for name in tested if name in encoder]:
+        note = (
+            f"{len(of_encoder)} of the {counted(len(tested), 'subject')} tested "
+            f"{agreeing(len(of_encoder), 'is one', 'are some')} that the encoder was trained or validated on "
+            f"({first_of(of_encoder, 3)}): their clips describe memorisation, not generalisation."
+        )
+    if seen := [name for name in tested if name in trained and name not in encoder]:
+        note += (" " if note else "") + (
+            f"{len(seen)} of the {counted(len(tested), 'subject')} tested "
+            f"{agreeing(len(seen), 'has the name', 'have the names')} of training or validation subjects "
+            f"({first_of(seen, 3)}). If "
+            "they are the same people, their clips describe memorisation, not generalisation."
+        )
+    return note
+
+
+def _seen_by_encoder(first: Description, second: Description) -> dict[str, str]:
+    """Subjects of the joined folder that the encoder has seen, and in which split."""
+    from sleepfm_fast.evaluation.subject_splits import PREFIXES, encoder_splits
+
+    return {
+        f"{side}/{name}": split
+        for side, about in zip(PREFIXES, (first, second), strict=True)
+        for name, split in encoder_splits(about.presets).items()
+    }
 
 
 def _recording_ages(embeddings: Embeddings) -> tuple[float | None, ...]:

@@ -112,6 +112,64 @@ def test_people_of_another_store_whom_the_probe_knows_are_said(fitted, tmp_path,
     assert nights == {"stranger": "", "s000": "train", "s006": "validation", "s007": "test"}
 
 
+def splits_in(folder):
+    return {night["subject"]: night["split"] for night in rows_of(folder / "nights.csv")}
+
+
+def test_a_probe_of_two_stores_knows_the_subjects_of_each(fitted, tmp_path):
+    """Joined, they have other names than in the folders that they came from."""
+    own, _ = fitted
+    names = tuple(f"t{i:03d}" for i in range(4))
+    there = planted(
+        tmp_path / "there", seed=7, split_of=np.array([0, 1, 2, 2]), store="there",
+        presets={"weights": {"sha256": "a"}}, subjects=names,
+    )  # fmt: skip
+    transfer.main(transfer.Config(own, there, tmp_path / "joined"))
+    probe.main(probe.Config(tmp_path / "joined", "stage", tmp_path / "external", bootstraps=0))
+    for folder in (own, there, tmp_path / "joined"):
+        predict.main(predict.Config(tmp_path / "external", folder, tmp_path / f"of-{folder.name}"))
+    assert splits_in(tmp_path / "of-emb") == {
+        f"s{i:03d}": "train" if i < 6 else "validation" if i == 6 else "" for i in range(10)
+    }
+    assert splits_in(tmp_path / "of-there") == {"t000": "", "t001": "", "t002": "test", "t003": "test"}
+    joined = {f"training/s{i:03d}": "train" if i < 6 else "validation" for i in range(7)}
+    assert splits_in(tmp_path / "of-joined") == {**joined, "external/t002": "test", "external/t003": "test"}
+    compared = rows_of(tmp_path / "of-there" / "agreement.csv")
+    assert {row["nights"] for row in compared} == {"4"}, "strangers and tested ones"
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_folder_that_is_split_otherwise_makes_no_test_subject_of_a_fitted_one(fitted, tmp_path, earlier):
+    _, result = fitted
+    if earlier:  # an earlier version did not keep the splits
+        record = json.loads((result / "result.json").read_text())
+        assert record.pop("subject_splits") == ["train"] * 6 + ["validation"] + ["test"] * 3
+        (result / "result.json").write_text(json.dumps(record))
+    other = planted(
+        tmp_path / "other", seed=5, split_of=np.array([2, 2, 0, 1, 1, 0, 2, 0, 2, 1]), store="another",
+        presets={"weights": {"sha256": "a"}},
+    )  # fmt: skip
+    predict.main(predict.Config(result, other, tmp_path / "out"))
+    found = splits_in(tmp_path / "out")
+    assert [found[f"s{i:03d}"] for i in (7, 8, 9)] == ["test"] * 3
+    assert {found[f"s{i:03d}"] for i in range(7)} <= {"train", "validation"}
+    assert {row["nights"] for row in rows_of(tmp_path / "out" / "agreement.csv")} == {"3"}
+
+
+def test_a_night_that_the_encoder_has_seen_is_no_stranger(fitted, tmp_path, capsys):
+    """A probe of another laboratory, applied to the store that the encoder was trained on."""
+    _, result = fitted
+    names = ("a", "b", "c", "d")
+    new = planted(
+        tmp_path / "run-embeddings", seed=5, split_of=np.array([0, 1, 2, 2]), store="of the run", subjects=names,
+        presets={"weights": {"sha256": "a"}, "subjects_seen": {"a": "train", "b": "validation"}},
+    )  # fmt: skip
+    predict.main(predict.Config(result, new, tmp_path / "out"))
+    said = capsys.readouterr().err
+    assert "notice: the encoder of these embeddings was trained or validated on 2 subjects of them (a, b)" in said
+    assert splits_in(tmp_path / "out") == {"a": "train", "b": "validation", "c": "", "d": ""}
+
+
 def test_a_night_without_the_networks_eeg_is_said_and_written(fitted, tmp_path, capsys):
     """Only the store says which channels a night had: its brain may be an EOG alone."""
     (recordings := tmp_path / "store2" / "recordings").mkdir(parents=True)

@@ -120,6 +120,10 @@ def test_embeddings_of_renamed_nights_keep_their_sides(planted, trained, capsys)
         found = Embeddings(trained / made)
         names = [found.description.recordings[i] for i in found.recording]
         assert [then[name] for name in names] == np.asarray(found.split).tolist()
+    seen = Embeddings(trained / "embeddings").description.presets["subjects_seen"]
+    words = {0: "train", 1: "validation"}
+    assert seen == {f"person-{name}": words[code] for name, code in then.items() if code in words}
+    assert "subjects_seen" not in Embeddings(trained / "features").description.presets
     # Names alone, as an earlier version kept them, would move people.
     by_name = Seen(config["subjects"]).in_store(ClipStore(trained / "store"))[0]
     assert not by_name.keys() & set(ClipStore(trained / "store").subjects)

@@ -169,3 +169,20 @@ def test_a_stores_embeddings_and_features_do_not_mix(cohort_store, tmp_path, cap
     both = Embeddings(joined)
     assert (both.kind, both.features) == ("feature", own.features)
     np.testing.assert_array_equal(both.vectors[both.clips_of("test")], own.vectors[own.clips_of("test")])
+
+
+def test_whom_the_encoder_has_seen_is_counted_whoever_stands_on_the_training_side(tmp_path, capsys):
+    """The run may have been trained on TESTING's store: TRAINING then knows none of its subjects."""
+    presets = {"weights": {"sha256": "a"}}
+    a = folder(tmp_path / "a", [0, 1, 0], seed=0, store="new", subjects=("x", "y", "z"), presets=presets)
+    b = folder(
+        *(tmp_path / "b", [0, 1, 2, 2]), seed=1, store="own", subjects=("s0", "s1", "s2", "s3"),
+        presets={**presets, "subjects_seen": {"s0": "train", "s1": "validation"}},
+    )  # fmt: skip
+    result = transfer.main(transfer.Config(a, b, tmp_path / "all", subjects="all"))
+    assert result["overlap"]
+    said = "2 of the 4 subjects tested are some that the encoder was trained or validated on (s0, s1)"
+    assert said in capsys.readouterr().err
+    seen = Embeddings(tmp_path / "all").description.presets["subjects_seen"]
+    assert seen == {"external/s0": "train", "external/s1": "validation"}
+    assert not transfer.main(transfer.Config(a, b, tmp_path / "test"))["overlap"]

@@ -21,6 +21,7 @@ from sleepfm_fast.evaluation.calibration import calibration, say_calibration
 from sleepfm_fast.evaluation.figures import evaluate, say_table
 from sleepfm_fast.evaluation.interval_notice import class_notice, interval_notice
 from sleepfm_fast.evaluation.strata import by_stratum, say_strata, strata_notice
+from sleepfm_fast.evaluation.subject_splits import splits_of
 from sleepfm_fast.evaluation.tasks import TASKS
 from sleepfm_fast.evaluation.whole_nights import by_night, say_nights
 from sleepfm_fast.results import write_result
@@ -51,6 +52,9 @@ class HeldOut:
         Age in years, and "M" or "F", of each of ``subjects``; None where not known.
     recording_ages : tuple
         The subject's age in years at each of ``recordings``; empty where that is not kept.
+    splits : tuple of str
+        What each of ``subjects`` served for, by :func:`sleepfm_fast.evaluation.subject_splits.splits_of`; empty where
+        that is not kept.
     """
 
     clip: npt.NDArray[np.int64]
@@ -63,6 +67,7 @@ class HeldOut:
     ages: tuple[float | None, ...]
     sexes: tuple[str | None, ...]
     recording_ages: tuple[float | None, ...] = ()
+    splits: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, embeddings: Embeddings, clips: npt.NDArray[np.int64], labels: npt.NDArray[np.int8]) -> HeldOut:
@@ -79,6 +84,7 @@ class HeldOut:
             about.ages,
             about.sexes,
             about.recording_ages,
+            splits_of(embeddings),
         )
 
 
@@ -159,7 +165,7 @@ def conclude(
         :func:`sleepfm_fast.evaluation.figures.evaluate`, for the tasks age and sex ``nights``
         (:mod:`sleepfm_fast.evaluation.whole_nights`), ``strata`` (:mod:`sleepfm_fast.evaluation.strata`) and
         ``calibration`` (:mod:`sleepfm_fast.evaluation.calibration`). The file also has the names ``subjects`` and
-        ``recordings``.
+        ``recordings``, and ``subject_splits``.
     """
     task = TASKS[record["task"]]
     score = np.asarray(odds, np.float32)
@@ -212,6 +218,8 @@ def conclude(
             **(classifier or {}),
         }
         names = {"subjects": held_out.subjects, "recordings": held_out.recordings}
+        if held_out.splits:
+            names["subject_splits"] = held_out.splits
         write_result(path, {**full, **names}, arrays, overwrite=overwrite, made_of=made_of)
         say(f"wrote {path}")
     result: dict[str, Any] = plain(full)

@@ -49,6 +49,9 @@ def described_clips(
     for notice in (*renamed, *notices):
         say(f"notice: {notice}")
     overlap = bool((codes < 0).any())
+    encoder = {name: SPLITS[known[name]] for name in store.subjects if known.get(name, 2) != 2}
+    if presets.get("weights") is not None:
+        presets = {**presets, "subjects_seen": encoder}
     description = Description(
         **people_of(store),
         run=run,

@@ -34,23 +34,22 @@ SHOWN = 4  # results of a task that stand open; further ones are folded
 
 
 def describe_result(run: Run, result: Result, runs: Sequence[Run]) -> str:
-    """Name a result within the report: its run where there are several, and what it saw."""
-    record = result.record
-    modalities = record.get("modalities")
+    """Name a result within the report: its run where there are several, what it saw, its folder where that is alike."""
+    name = kind_of(run, result)
+    alike = [r for r in run.results_of(*CLASSIFIERS, task=result.record.get("task")) if kind_of(run, r) == name]
+    if len(alike) > 1:
+        name += f" ({result.path.relative_to(run.path)})"
+    return f"{run.name}: {name}" if len(runs) > 1 else name[0].upper() + name[1:]
+
+
+def kind_of(run: Run, result: Result) -> str:
+    """Say what kind of classifier it was, what it saw, and of which other store its test clips are."""
+    modalities = result.record.get("modalities")
     modalities = modalities if isinstance(modalities, list) else []
     saw = "all modalities" if len(modalities) > 1 else str(modalities[0]) if modalities else result.path.name
     how = "probe" if result.command == "probe" else "end-to-end network"
-    name = f"{how}, {saw}"
-    if store := run.external_store(result):
-        name += f", external: tested on {store}"
-    same = [
-        r
-        for r in run.results_of(*CLASSIFIERS, task=record.get("task"))
-        if (r.command, r.record.get("modalities")) == (result.command, record.get("modalities"))
-    ]
-    if len(same) > 1:
-        name += f" ({result.path.relative_to(run.path)})"
-    return f"{run.name}: {name}" if len(runs) > 1 else name[0].upper() + name[1:]
+    store = run.external_store(result)
+    return f"{how}, {saw}" + (f", external: tested on {store}" if store else "")
 
 
 def figures_table(name: str, result: Result, *, nights: bool = False) -> Figure:
@@ -175,7 +174,7 @@ def clips_of(side: dict[str, Any]) -> str:
 
 
 def sizes(result: Result) -> str:
-    """What a classifier saw, and how many clips and subjects it was fitted and tested on."""
+    """What a classifier saw, how many clips and subjects it was fitted and tested on, and whether it knew some."""
     record = result.record
     parts = [", ".join(str(m) for m in record.get("modalities") or ())]
     train, test = record.get("train"), record.get("test")
@@ -188,7 +187,9 @@ def sizes(result: Result) -> str:
         parts.append(f"fitted on {clips_of(train)}, tested on {number_of(test['n_clips'], 'clip')} of {whom}")
     elif test:  # `classify` fits nothing
         parts.append(f"tested on {clips_of(test)}")
-    return "; ".join(part for part in parts if part)
+    about = "; ".join(part for part in parts if part)
+    note = str(record.get("overlap_note") or "")
+    return f"{about}. {note[0].upper()}{note[1:]}" if note else about
 
 
 def task_section(runs: Sequence[Run], task: str) -> Section:

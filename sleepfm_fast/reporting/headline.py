@@ -150,7 +150,7 @@ def on_test_clips(run: Run, result: Result) -> bool:
 
 def lead(runs: Sequence[Run]) -> str:
     """Say on whom the figures were measured, as far as the runs' files tell."""
-    shared = [run for run in runs if run.overlaps]
+    shared = [run for run in runs if is_memorised(run)]
     unknown = [(run, why) for run in runs if (why := run.unknown_training)]
     if not shared and not unknown:
         words = ["On subjects that neither the encoder nor the classifier was trained on."]
@@ -175,13 +175,28 @@ def lead(runs: Sequence[Run]) -> str:
     return " ".join(words) + interval_caution(fewest) + rarest_caution(classes, fewest)
 
 
+def shown(run: Run) -> list[Result]:
+    """The results that the run's headline figures are from."""
+    results = [result for task in TASKS if (result := run.classified(task)) is not None]
+    retrieval = attempted(retrieval_result, run)
+    return [*results, *([retrieval[0]] if retrieval else [])]
+
+
+def is_memorised(run: Run) -> bool:
+    """Whether a headline figure was measured on people whom the run was trained on."""
+    # Results of earlier versions do not say it.
+    overlap = (result.record.get("overlap", run.overlaps) for result in shown(run))
+    return any(value is True for value in overlap)
+
+
 def fewest_subjects(run: Run) -> int | None:
     """The smallest number of test subjects behind any of the run's headline figures."""
-    results = [result for task in TASKS if (result := run.classified(task)) is not None]
-    tests = [test for result in results if isinstance(test := result.record.get("test"), dict)]
-    sizes = [value_of(test.get("n_subjects")) for test in tests]
-    retrieval = attempted(retrieval_result, run)
-    sizes += [value_of(n) for n in queried(retrieval[0], "n_subjects")] if retrieval else []
+    sizes: list[Any] = []
+    for result in shown(run):
+        test = result.record.get("test")
+        sizes += queried(result, "n_subjects") if result.command == "retrieve" else []
+        sizes += [test.get("n_subjects")] if isinstance(test, dict) else []
+    sizes = [value_of(size) for size in sizes]
     known = [int(size) for size in sizes if size]
     return min(known) if known else None
 

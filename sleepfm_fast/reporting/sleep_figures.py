@@ -31,8 +31,15 @@ WORDS = {
 
 
 def sleep_figures(name: str, result: Result) -> list[Figure]:
-    """One table of the figures of all test nights; none where fewer than two have any, or the result names none."""
-    if "recordings" not in result.record or not all(result.array_file(array).is_file() for array in ARRAYS):
+    """One table of the figures of all test nights.
+
+    None where fewer than two have any, the result does not name them, or it was tested on people whom it had seen.
+    """
+    if (
+        result.record.get("overlap")
+        or "recordings" not in result.record
+        or not all(result.array_file(array).is_file() for array in ARRAYS)
+    ):
         return []
     rows = sleep_agreement(rows_of(result))
     if not rows:
