@@ -20,6 +20,7 @@ from sleepfm_fast import retrieve as other
 from sleepfm_fast.embeddings import Embeddings
 from sleepfm_fast.evaluation.calibration import correct_for_prior
 from sleepfm_fast.evaluation.changed_store import weights_note
+from sleepfm_fast.evaluation.tasks import TASKS
 from sleepfm_fast.reporting.retrieval import chance_curve
 from sleepfm_fast.reporting.retrieval_examples import place
 from sleepfm_fast.reporting.sources import open_runs
@@ -486,3 +487,43 @@ def test_sleep_figures_are_those_of_the_test_nights(tmp_path):
     titles = {t for (section, _, t) in figures_of(numbers) if section == "Sleep staging"}
     assert title not in titles
     assert "Figures of each class" in titles
+
+
+def test_sleep_figures_are_not_those_of_people_whom_the_classifier_knows(tmp_path):
+    folder = tmp_path / "run"
+    start(folder)
+    embeddings = embed(folder / "embeddings")
+    classify(folder / "results" / "stage", embeddings, "stage")
+    note = "2 of the 2 subjects classified are subjects that run has seen"
+    classify(folder / "results" / "all", embeddings, "stage", command="classify", overlap=True, overlap_note=note)
+    text, _, numbers, _ = make(folder)
+    groups = [g for (_, g, t) in figures_of(numbers) if t == "Sleep figures of nights, predicted and scored"]
+    assert groups == ["Probe, all modalities"]
+    assert f"{note}." not in text.partition('id="task-stage"')[0]
+    assert note in text.partition('id="task-stage"')[2]
+
+
+def test_a_result_that_is_no_headline_does_not_accuse_it(tmp_path):
+    """Such as one of everybody, which stands in its own section with its note."""
+    folder = full_run(tmp_path / "run")
+    embeddings = Embeddings(folder / "embeddings")
+    classify(folder / "results" / "everybody", embeddings, "stage", overlap=True, overlap_note="the same people")
+    for task in TASKS:
+        change(folder / "results" / task, overlap=False)
+    assert UNSEEN in lead_of(make(folder)[0])
+    change(folder / "results" / "sex", overlap=True)
+    assert "memorisation" in lead_of(make(folder)[0])
+    change(folder / "results" / "sex", overlap=False)
+    change(folder / "results" / "retrieve", overlap=True)
+    assert "memorisation" in lead_of(make(folder)[0])
+
+
+def test_results_of_two_commands_have_two_titles(tmp_path):
+    folder = tmp_path / "deep"
+    start(folder, task="stage")
+    embeddings = embed(tmp_path / "embeddings", store="store")
+    classify(folder / "results" / "stage", embeddings, "stage", command="supervise")
+    classify(folder / "results" / "again", embeddings, "stage", command="classify", store="store", trained_on="store")
+    _, _, numbers, _ = make(folder)
+    groups = {g for (_, g, t) in figures_of(numbers) if t == "Figures of each class"}
+    assert groups == {f"End-to-end network, all modalities (results/{name})" for name in ("stage", "again")}
