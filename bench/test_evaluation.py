@@ -14,6 +14,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from sleepfm_fast.embeddings import Description, Embeddings
 from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter
+from sleepfm_fast.evaluation.block_logistic import GRADIENT_TOLERANCE
 from sleepfm_fast.evaluation.logistic import Features, fit
 from sleepfm_fast.evaluation.metrics import bootstrap_curves, bootstrap_subjects
 from sleepfm_fast.ranks import pair_ranks
@@ -246,15 +247,16 @@ def test_probe_fit(versus, quick, tmp_path):
 
     def scikit_learn(dtype):
         features = embeddings.read(clips).reshape(n, -1).astype(dtype, copy=False)
-        model = LogisticRegression(class_weight="balanced", max_iter=10_000).fit(features, labels)
+        model = LogisticRegression(class_weight="balanced", max_iter=10_000, tol=GRADIENT_TOLERANCE)
+        model.fit(features, labels)
         return model.decision_function(x.astype(dtype)).astype(np.float64)
 
     def agree(results):
-        # All stop where no entry of the gradient of the mean loss exceeds 1e-4, which is well before the optimum.
-        # scikit-learn sums float32 rows in float32 and gets there on another path.
+        # All stop where no entry of the gradient of the mean loss exceeds 1e-5, each on its own side of the minimum, and
+        # within 0.015 of it.
         ours, exact, rounded = (z - z.mean(1, keepdims=True) for z in results.values())
-        np.testing.assert_allclose(ours, exact, atol=5e-3)
-        np.testing.assert_allclose(ours, rounded, atol=0.5)
+        np.testing.assert_allclose(ours, exact, atol=3e-2)
+        np.testing.assert_allclose(ours, rounded, atol=3e-2)
         assert (ours.argmax(1) == rounded.argmax(1)).mean() > 0.99
 
     folder = str(tmp_path / "embeddings")

@@ -71,16 +71,16 @@ def test_noise_is_at_chance(tmp_path, capsys):
 @pytest.mark.parametrize("fit_on", ["train", "train+validation"])
 def test_equals_scikit_learn_done_by_hand(tmp_path, capsys, modality, fit_on):
     folder, x, columns = planted(tmp_path, signal=1.5)
-    x = x.astype(np.float32)
+    x = x.astype(np.float32).astype(np.float64)
     _, result, _ = run(
         capsys, folder, "--task", "stage", "--modality", modality, "--fit-on", fit_on, "--c", "0.5", "--bootstraps", "0"
     )
     features = x.reshape(len(x), -1) if modality == "all" else x[:, 1]
     train = columns["split"] <= (fit_on != "train")
     test = columns["split"] == 2
-    model = LogisticRegression(C=0.5, class_weight="balanced", max_iter=10000)
+    model = LogisticRegression(C=0.5, class_weight="balanced", max_iter=10000, tol=1e-5)
     model.fit(features[train], columns["stage"][train])
-    truth, p = columns["stage"][test], model.predict_proba(features[test].astype(np.float64))
+    truth, p = columns["stage"][test], model.predict_proba(features[test])
     for k, name in enumerate(("W", "N1", "N2", "N3", "R")):
         entry = result["classes"][name]
         assert entry["auroc"]["value"] == pytest.approx(roc_auc_score(truth == k, p[:, k]), abs=1e-5)
@@ -499,11 +499,11 @@ def test_c_is_chosen_on_the_validation_subjects(tmp_path, capsys):
     _, result, err = run(capsys, *asked)
     choice = result["fit"]["choice"]
     assert [t["c"] for t in choice["tried"]] == [0.001, 0.3, 30]
-    x = x.astype(np.float32).reshape(len(x), -1)
+    x = x.astype(np.float32).astype(np.float64).reshape(len(x), -1)
     train, validation = columns["split"] == 0, columns["split"] == 1
     for t in choice["tried"]:
-        model = LogisticRegression(C=t["c"], class_weight="balanced", max_iter=10000)
-        p = model.fit(x[train], columns["stage"][train]).predict_proba(x[validation].astype(np.float64))
+        model = LogisticRegression(C=t["c"], class_weight="balanced", max_iter=10000, tol=1e-5)
+        p = model.fit(x[train], columns["stage"][train]).predict_proba(x[validation])
         truth = columns["stage"][validation]
         expected = np.mean([roc_auc_score(truth == k, p[:, k]) for k in range(5)])
         assert t["auroc"] == pytest.approx(expected, abs=1e-4)

@@ -65,8 +65,8 @@ class Features:
 
     @property
     def n_bytes(self) -> int:
-        """Memory that the whole matrix would take as float32."""
-        return self.shape[0] * self.shape[1] * 4
+        """Memory that the whole matrix would take as float64, in which scikit-learn reaches the minimum."""
+        return self.shape[0] * self.shape[1] * 8
 
     def __getitem__(self, rows: slice) -> npt.NDArray[np.float32]:
         """Read a slice of rows as float32 [n, F]; every vector is checked the first time.
@@ -204,8 +204,10 @@ def _fit_in_memory(features: Features, labels: npt.NDArray[np.int8], c: float, m
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
+    from sleepfm_fast.evaluation.block_logistic import GRADIENT_TOLERANCE
+
     try:
-        x = np.empty(features.shape, np.float32)
+        x = np.empty(features.shape, np.float64)
     except MemoryError as error:
         raise SleepfmError(
             f"the training features need {features.n_bytes / 2**30:.1f} GiB of memory, which this machine does not "
@@ -213,7 +215,7 @@ def _fit_in_memory(features: Features, labels: npt.NDArray[np.int8], c: float, m
         ) from error
     for start in range(0, len(x), BLOCK):
         x[start : start + BLOCK] = features[start : start + BLOCK]
-    model = LogisticRegression(C=c, class_weight="balanced", max_iter=max_iter)
+    model = LogisticRegression(C=c, class_weight="balanced", max_iter=max_iter, tol=GRADIENT_TOLERANCE)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model.fit(x, labels)
