@@ -35,10 +35,14 @@ def nights(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def folder(nights: Path) -> Path:
-    store = ClipStore(ingest(nights))
+    return embedded_of(ingest(nights), nights.parent / "embeddings")
+
+
+def embedded_of(folder: Path, path: Path) -> Path:
+    """Embeddings of a store."""
+    store = ClipStore(folder)
     vectors = np.zeros((len(store), 1, 4), np.float32)
     vectors[..., 0] = 1
-    path = nights.parent / "embeddings"
     with EmbeddingWriter(path, len(store), ("brain",), 4) as writer:
         writer.append(vectors)
         writer.finish(
@@ -71,7 +75,7 @@ def test_another_scoring_and_another_table(nights: Path, folder: Path) -> None:
     ingest(nights, "--overwrite")
     note = store_note(Embeddings(folder))
     assert "1 clip with another stage, 4 clips with another label of breathing events" in note
-    assert "1 subject of another age, 1 subject of another sex" in note
+    assert "1 recording at another age, 1 subject of another sex" in note
     assert "--overwrite" in note
     (nights / "participants.csv").write_text("recording,subject\ns0.edf,x\ns1.edf,s1\ns2.edf,s2\n")
     ingest(nights, "--overwrite")
@@ -85,7 +89,18 @@ def test_another_age_in_the_table_is_said(nights: Path, folder: Path, capsys) ->
     (nights / "participants.csv").write_text("subject,age,sex\ns0,30,F\ns1,41,M\ns2,50,F\n")
     ingest(nights)
     assert "gives 1 night of the store another subject, age or sex than before" in capsys.readouterr().err
-    assert "1 subject of another age" in store_note(Embeddings(folder))
+    assert "1 recording at another age" in store_note(Embeddings(folder))
+
+
+def test_another_age_at_a_later_visit_is_said(nights: Path, tmp_path: Path) -> None:
+    """The subject's own age is that of the first visit, and stays."""
+    table = "recording,subject,age\ns0,a,30\ns1,a,{}\ns2,b,50\n"
+    (nights / "participants.csv").write_text(table.format(35))
+    embedded = embedded_of(ingest(nights), tmp_path / "later")
+    assert store_note(Embeddings(embedded)) == ""
+    (nights / "participants.csv").write_text(table.format(70))
+    ingest(nights)
+    assert "it has 1 recording at another age. The" in store_note(Embeddings(embedded))
 
 
 def test_rows_are_found_by_recording_and_time() -> None:

@@ -49,7 +49,7 @@ def test_an_event_counts_where_it_shares_time_with_sleep(event, sleeps):
     counts = counted((130.0, 11.0, "Obstructive apnea"), event)
     assert counts == {
         "obstructive_apnea": 1, "central_apnea": 0, "mixed_apnea": 0, "hypopnea": int(sleeps),
-        "outside_sleep": int(not sleeps),
+        "outside_sleep": int(not sleeps), "under_10_s": 0,
     }  # fmt: skip
 
 
@@ -57,8 +57,15 @@ def test_events_that_overlap_are_two_and_one_given_twice_is_one():
     hypopnea, apnea = (35.0, 20.0, "Hypopnea"), (40.0, 20.0, "Central apnea")
     assert counted(hypopnea, hypopnea, apnea)["hypopnea"] == 1
     assert counted(hypopnea, (36.0, 20.0, "Hypopnea"), apnea) == {
-        "obstructive_apnea": 0, "central_apnea": 1, "mixed_apnea": 0, "hypopnea": 2, "outside_sleep": 0
+        "obstructive_apnea": 0, "central_apnea": 1, "mixed_apnea": 0, "hypopnea": 2, "outside_sleep": 0,
+        "under_10_s": 0,
     }  # fmt: skip
+
+
+def test_events_in_sleep_that_are_too_short_for_the_manual_are_counted_apart():
+    events = [(35.0, d, "Hypopnea") for d in (9.9, 10.0, 0.0, None, 20.0)] + [(0.0, 5.0, "Hypopnea")]
+    counts = counted(*events)
+    assert (counts["hypopnea"], counts["outside_sleep"], counts["under_10_s"]) == (5, 1, 1)
 
 
 def test_without_a_scoring_of_events_nothing_is_counted():

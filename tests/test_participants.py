@@ -100,14 +100,14 @@ def test_an_nsrrid_also_ends_the_names_of_its_nights(tmp_path: Path) -> None:
 
 
 def test_cells_that_say_nothing_are_empty_and_wrong_ones_reported(tmp_path: Path) -> None:
-    rows = table(tmp_path, "recording,age,sex\na,n/a,?\nb,90+,x\nc,-4,\n,5,M\nd\n")
+    rows = table(tmp_path, "recording,age,sex\na,n/a,?\nb,about 90,x\nc,-4,\n,5,M\nd\n")
     assert rows.rows == (
         Participant("a", None, None, None),
         Participant("b", None, None, "x"),
         Participant("c", None, None, None),
         Participant("d", None, None, None),
     )
-    assert [("90+" in i, "-4" in i, "neither" in i) for i in rows.issues] == [
+    assert [("about 90" in i, "-4" in i, "neither" in i) for i in rows.issues] == [
         (True, False, False),
         (False, True, False),
         (False, False, True),
@@ -359,6 +359,39 @@ def test_ages_in_months_are_no_years(tmp_path):
     found = table(tmp_path, "recording,subject,age (months),sex\nn1.edf,S1,30,F\n")
     assert found.rows[0].age is None
     assert "no column is recognised as age" in found.issues[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "age", "said"),
+    [
+        ("90+", 90, "p.csv, row 2: the age '90+' is taken as 90."),
+        (">89", 89, "p.csv, row 2: the age '>89' is taken as 89."),
+        ("≥ 90", 90, "p.csv, row 2: the age '≥ 90' is taken as 90."),
+        ("89 and over", 89, "p.csv, row 2: the age '89 and over' is taken as 89."),
+        ("45 years", 45, None),
+        ("45,5 y", 45.5, None),
+        (".5", 0.5, None),
+        ("+4.5e1", 45, None),
+        ("<18", None, "the age '<18' is not a number of years"),
+        ("131+", None, "the age '131+' is not a number of years"),
+        ("6 months", None, "the age '6 months' is not a number of years"),
+        ("40-50", None, "the age '40-50' is not a number of years"),
+        ("1_0", None, "the age '1_0' is not a number of years"),
+        ("years", None, "the age 'years' is not a number of years"),
+    ],
+)
+def test_an_age_may_have_its_unit_or_be_a_bound(tmp_path, text, age, said):
+    (tmp_path / "p.csv").write_text(f'recording,subject,age,sex\nn1,a,"{text}",F\n', encoding="utf-8")
+    found = read_participants(tmp_path / "p.csv")
+    assert found.rows[0].age == age
+    assert [said in issue for issue in found.issues] == ([] if said is None else [True])
+
+
+def test_bounds_of_many_are_counted(tmp_path):
+    rows = "".join(f"n{i},s{i},90+,F\n" for i in range(9))
+    (tmp_path / "p.csv").write_text(f"recording,subject,age,sex\n{rows}")
+    found = read_participants(tmp_path / "p.csv").issues
+    assert found == ("p.csv, row 2: the age '90+' is taken as 90.", "p.csv: 8 more ages are bounds.")
 
 
 def test_a_row_for_every_night_of_one_person(tmp_path):

@@ -487,11 +487,14 @@ def test_sleep_figures_between_lights():
     assert figures["total_sleep_time_min"] == 1, "sleep before and after does not count"
     assert figures["sleep_efficiency_percent"] == pytest.approx(100 * 60 / 160)
     assert figures["sleep_latency_min"] == pytest.approx(50 / 60)
-    assert (figures["rem_latency_min"], figures["wake_after_sleep_onset_min"]) == (1, 0.5)
-    # An epoch counts by its middle, here 45 s.
-    assert figures_between_lights(stages, onsets_s, 45.0, 200.0)["w_min"] == 1.5
-    assert figures_between_lights(stages, onsets_s, 45.1, 200.0)["w_min"] == 1
-    assert figures_between_lights(["N1", "W"], onsets_s[:2], 10.0, 60.0)["sleep_latency_min"] == 0
+    # Of an epoch that is partly inside, that part counts: 20 s of the second epoch and of the seventh.
+    assert (figures["rem_latency_min"], figures["wake_after_sleep_onset_min"]) == pytest.approx((1, 20 / 60))
+    assert figures["w_min"] == pytest.approx(70 / 60)
+    assert figures_between_lights(stages, onsets_s, 59.0, 200.0)["w_min"] == pytest.approx(51 / 60)
+    partly = figures_between_lights(["N1", "N1", "R"], onsets_s[:3], 29.0, 61.0)
+    assert (partly["sleep_latency_min"], partly["rem_latency_min"]) == pytest.approx((0, 31 / 60))
+    assert partly["sleep_efficiency_percent"] == 100, "three epochs whole would be 281 %"
+    assert (partly["n1_min"], partly["n1_percent"]) == pytest.approx((31 / 60, 100 * 31 / 32))
     whole = night_figures(stages, onsets_s)
     assert figures_between_lights(stages, onsets_s, 0.0, 240.0) == {name: whole[name] for name in BED_COLUMNS}
     for off_s, on_s in ((None, 200.0), (40.0, None), (200.0, 40.0), (40.0, 40.0), (1000.0, 2000.0)):

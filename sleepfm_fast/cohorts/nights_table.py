@@ -30,7 +30,7 @@ COLUMNS = (
     *("lights_off_min", "lights_on_min"),
     *SLEEP_COLUMNS,
     *(f"{kind}s" for kind in KINDS),
-    *("events_outside_sleep", "apnea_hypopnea_index"),
+    *("events_outside_sleep", "events_under_10_s", "apnea_hypopnea_index"),
     *(f"{name}_between_lights" for name in BED_COLUMNS),
 )
 
@@ -61,6 +61,7 @@ def night_row(record: Mapping[str, Any]) -> dict[str, Any]:
         **{name: figures[name] for name in SLEEP_COLUMNS},
         **{f"{kind}s": None if counts is None else counts[kind] for kind in KINDS},
         "events_outside_sleep": None if counts is None else counts["outside_sleep"],
+        "events_under_10_s": None if counts is None else counts.get("under_10_s"),
         "apnea_hypopnea_index": None,
         **{f"{name}_between_lights": value for name, value in lit.items()},
     }

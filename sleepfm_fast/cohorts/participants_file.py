@@ -69,6 +69,11 @@ COLUMNS = {
     "age": ("age", "ageyears", "ageyr", "ageatrecording", "years", "ageinyears", "nsrrage", *AGES),
     "sex": ("sex", "gender", "nsrrsex", "sexmf", "gendermf", *SEXES),
 }
+AGE = re.compile(
+    r"(?P<above>>=?|≥|over )?\s*(?P<years>[+-]?(?:\d+[.,]?\d*|[.,]\d+)(?:e[+-]?\d+)?)\s*(?P<plus>\+|and over|or over)?"
+    r"\s*(?:y|yo|yrs?|years?(?: old)?|a|jahre|ans|años|anos|anni|jaar)?\.?",
+    re.IGNORECASE,
+)
 MAY_BE = {"age": re.compile(r"(?<![a-z])age|age(?![a-z])"), "sex": re.compile("sex|gender")}
 """Names of columns that may be meant where none is known."""
 NSRR_IDS = ("nsrrid", "mesaid", "wscid", "pid", "publicid")
@@ -165,6 +170,7 @@ def rows_of(
     """The rows, their sex as written; a recording, or a subject's visit, that is named twice is refused."""
     nameless: list[str] = []
     ages: list[str] = []
+    bounds: list[str] = []
     rows: list[Participant] = []
     seen: dict[str, int] = {}
     facts: dict[str, tuple[str, str]] = {}
@@ -203,12 +209,13 @@ def rows_of(
             Participant(
                 recording,
                 subject,
-                parse_age(row.get("age", ""), f"{path.name}, row {number}", ages),
+                parse_age(row.get("age", ""), f"{path.name}, row {number}", ages, bounds),
                 row.get("sex", ""),
                 visit,
             )
         )
     issues += first_lines(ages, f"{path.name}:", "more age is left out", "more ages are left out")
+    issues += first_lines(bounds, f"{path.name}:", "more age is a bound", "more ages are bounds", 1)
     issues += first_lines(nameless, f"{path.name}:", "more row is left out", "more rows are left out")
     return rows
 
@@ -238,13 +245,14 @@ def counts_nights(header: Sequence[str], rows: Sequence[Sequence[str]], recordin
     return folded(header[recording]) == "night" and all(re.fullmatch(r"\d{0,2}", cell) for cell in cells)
 
 
-def parse_age(text: str, where: str, issues: list[str]) -> float | None:
+def parse_age(text: str, where: str, issues: list[str], bounds: list[str]) -> float | None:
+    """Years as a number; of a top code, such as the 90+ of data that must not name the very old, the bound."""
     if text.casefold() in MISSING:
         return None
-    try:
-        age = float(text.replace(",", "."))
-    except ValueError:
-        age = math.nan
+    written = AGE.fullmatch(text)
+    age = float(written["years"].replace(",", ".")) if written else math.nan
+    if 0 <= age <= 130 and written and (written["above"] or written["plus"]):
+        bounds.append(f"{where}: the age '{text}' is taken as {age:g}.")
     if not 0 <= age <= 130:
         issues.append(f"{where}: the age '{text}' is not a number of years between 0 and 130; it is left out.")
         return None

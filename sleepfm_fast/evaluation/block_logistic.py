@@ -6,8 +6,8 @@ the intercepts b,
     f(W, b) = 1/S sum_i s_i loss(y_i, W x_i + b) + |W|^2 / (2 C S),
 
 where loss is the cross-entropy of the softmax, or of two classes log(1 + exp(z)) - y z with one row of coefficients.
-Start, scaling and stopping rule are scikit-learn's as well, but for a tighter tolerance. Products with a block are computed in the rows' own type;
-sums over blocks are float64, where scikit-learn sums in the rows' type.
+Start, scaling and stopping rule are scikit-learn's as well, but for a tighter tolerance. Products with a block are
+computed in the rows' own type; sums over blocks are float64, where scikit-learn sums in the rows' type.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ __all__ = ["GRADIENT_TOLERANCE", "minimise"]
 
 # Rows of a block: 1,024 x 1,536 float32 are 6 MiB, which the second product of a pass finds in a processor's cache.
 BLOCK = 1024
-# scikit-learn's stopping rule: the largest gradient entry, and the relative decrease of the objective. At its default of
-# 1e-4 macro F1 was up to 0.007 from the minimum's, and depended on the number of BLAS threads.
+# scikit-learn's stopping rule: the largest gradient entry, and the relative decrease of the objective. At its default
+# of 1e-4 macro F1 was up to 0.007 from the minimum's, and depended on the number of BLAS threads.
 GRADIENT_TOLERANCE, DECREASE_TOLERANCE = 1e-5, 64 * np.finfo(np.float64).eps
 
 Gradient = npt.NDArray[np.float64]

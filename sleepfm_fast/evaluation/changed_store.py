@@ -81,11 +81,17 @@ def store_note(embeddings: Embeddings) -> str:
         )
         if n
     ]
-    for what, then in (("age", about.ages), ("sex", about.sexes)):
-        facts = dict(zip(people["subjects"], people["ages" if what == "age" else "sexes"], strict=True))
-        n = sum(facts[name] != value for name, value in zip(about.subjects, then, strict=True) if name in facts)
+    by_recording = dict(zip(people["recordings"], people["recording_ages"], strict=True))
+    by_subject = {what: dict(zip(people["subjects"], people[what], strict=True)) for what in ("ages", "sexes")}
+    for noun, what, names, then, now in (
+        # A subject is older at a later visit; folders of earlier versions have one age a subject.
+        ("recording", "at another age", about.recordings, about.recording_ages, by_recording),
+        ("subject", "of another age", about.subjects, () if about.recording_ages else about.ages, by_subject["ages"]),
+        ("subject", "of another sex", about.subjects, about.sexes, by_subject["sexes"]),
+    ):
+        n = sum(now[name] != value for name, value in zip(names, then, strict=False) if name in now)
         if n:
-            changes.append(f"{counted(n, 'subject')} of another {what}")
+            changes.append(f"{counted(n, noun)} {what}")
     if not changes:
         return ""
     return (

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from sleepfm_fast.scoring.labels import LONGEST_EVENT_S, ClipGrid
+from sleepfm_fast.scoring.labels import LONGEST_EVENT_S, SDB_OVERLAP_S, ClipGrid
 from sleepfm_fast.scoring.stages import EPOCH_S, respiratory_event_of
 from sleepfm_fast.scoring.timed_texts import Event, Scoring
 
@@ -30,14 +30,19 @@ def respiratory_counts(scoring: Scoring | None, grid: ClipGrid) -> dict[str, int
     -------
     dict of str to int or None
         For each of :data:`KINDS` the events that share time with a clip of sleep; ``outside_sleep``: those that share
-        none, as in wake, where no stage is, or where nothing was recorded. The same event given twice (kind, onset and
-        duration) counts once. An event of impossible length counts where it begins. None where events were not scored.
+        none, as in wake, where no stage is, or where nothing was recorded; ``under_10_s``: of those in sleep, the ones
+        shorter than the AASM's :data:`~sleepfm_fast.scoring.labels.SDB_OVERLAP_S`. The same event given twice (kind,
+        onset and duration) counts once. An event of impossible length counts where it begins. None where events were
+        not scored.
     """
     if scoring is None or not np.any(grid.sdb >= 0):
         return None
     asleep_s = grid.onsets_s[grid.stage > 0]
-    counts = Counter(kind if sleeps(event, asleep_s) else "outside_sleep" for kind, event in distinct(scoring.events))
-    return {name: counts[name] for name in (*KINDS, "outside_sleep")}
+    events = distinct(scoring.events)
+    asleep = [(kind, event) for kind, event in events if sleeps(event, asleep_s)]
+    counts = Counter(kind for kind, _ in asleep)
+    short = sum(0 < (event.duration_s or 0) < SDB_OVERLAP_S for _, event in asleep)
+    return {**{kind: counts[kind] for kind in KINDS}, "outside_sleep": len(events) - len(asleep), "under_10_s": short}
 
 
 def distinct(events: Iterable[Event]) -> list[tuple[str, Event]]:

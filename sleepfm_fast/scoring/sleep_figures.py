@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import fsum
+from typing import NamedTuple
 
 from sleepfm_fast.scoring.stages import EPOCH_S
 
@@ -53,21 +55,40 @@ def night_figures(stages: Sequence[str], onsets_s: Sequence[float] | None = None
         nothing = dict.fromkeys(NIGHT_COLUMNS)
         return {**nothing, "epochs": len(stages), "epochs_without_prediction": len(stages)}
     at = [i * minutes for i in range(len(stages))] if onsets_s is None else [(o - onsets_s[0]) / 60 for o in onsets_s]
-    in_bed = at[-1] + minutes
-    count = {name: stages.count(name) for name in ("W", "N1", "N2", "N3", "R")}
-    asleep = sum(count[name] for name in ("N1", "N2", "N3", "R"))
-    onset = next((i for i, stage in enumerate(stages) if stage not in ("", "W")), None)
-    rem = next((i for i, stage in enumerate(stages) if stage == "R"), None)
     return {
         "epochs": len(stages),
         "epochs_without_prediction": stages.count(""),
-        "time_in_bed_min": in_bed,
-        "total_sleep_time_min": asleep * minutes,
-        "sleep_efficiency_percent": 100 * asleep * minutes / in_bed,
-        "sleep_latency_min": None if onset is None else at[onset],
-        "rem_latency_min": None if onset is None or rem is None else at[rem] - at[onset],
-        "wake_after_sleep_onset_min": None if onset is None else stages[onset:].count("W") * minutes,
-        **{f"{name.lower()}_min": n * minutes for name, n in count.items()},
+        **figures_in_bed(
+            [Stretch(stage, start, minutes) for stage, start in zip(stages, at, strict=True)], at[-1] + minutes
+        ),
+    }
+
+
+class Stretch(NamedTuple):
+    """A stage, the minutes from the beginning of the time in bed to its own, and how many it lasts."""
+
+    stage: str
+    start_min: float
+    minutes: float
+
+
+def figures_in_bed(stretches: Sequence[Stretch], in_bed_min: float) -> dict[str, float | int | None]:
+    """Return :data:`BED_COLUMNS` of the stretches, in the order of time, in ``in_bed_min`` minutes."""
+    count = {name: fsum(s.minutes for s in stretches if s.stage == name) for name in ("W", "N1", "N2", "N3", "R")}
+    asleep = fsum(count[name] for name in ("N1", "N2", "N3", "R"))
+    onset = next((i for i, s in enumerate(stretches) if s.stage not in ("", "W")), None)
+    rem = next((s for s in stretches if s.stage == "R"), None)
+    begun = None if onset is None else stretches[onset].start_min
+    return {
+        "time_in_bed_min": in_bed_min,
+        "total_sleep_time_min": asleep,
+        "sleep_efficiency_percent": min(100 * asleep / in_bed_min, 100.0),  # parts of epochs add up with rounding
+        "sleep_latency_min": begun,
+        "rem_latency_min": None if begun is None or rem is None else rem.start_min - begun,
+        "wake_after_sleep_onset_min": (
+            None if onset is None else fsum(s.minutes for s in stretches[onset:] if s.stage == "W")
+        ),
+        **{f"{name.lower()}_min": n for name, n in count.items()},
         **{
             f"{name.lower()}_percent": 100 * count[name] / asleep if asleep else None
             for name in ("N1", "N2", "N3", "R")
@@ -83,7 +104,7 @@ def figures_between_lights(
     Parameters
     ----------
     stages, onsets_s
-        As of :func:`night_figures`. An epoch counts if its middle lies between the lights.
+        As of :func:`night_figures`. Of an epoch that is partly between the lights, that part counts.
     off_s, on_s : float or None
         On the clock of ``onsets_s``. All figures are None unless both are known, in this order.
 
@@ -96,16 +117,9 @@ def figures_between_lights(
     nothing: dict[str, float | int | None] = dict.fromkeys(BED_COLUMNS)
     if off_s is None or on_s is None or on_s <= off_s:
         return nothing
-    inside = [i for i, onset_s in enumerate(onsets_s) if off_s <= onset_s + EPOCH_S / 2 < on_s]
-    found = night_figures([stages[i] for i in inside], [onsets_s[i] for i in inside])
-    if found["total_sleep_time_min"] is None:
-        return nothing
-    in_bed, asleep, latency = (on_s - off_s) / 60, found["total_sleep_time_min"], found["sleep_latency_min"]
-    if latency is not None:
-        latency = max(latency + (onsets_s[inside[0]] - off_s) / 60, 0.0)  # an epoch may begin just before lights off
-    changed = {
-        "time_in_bed_min": in_bed,
-        "sleep_efficiency_percent": 100 * asleep / in_bed,
-        "sleep_latency_min": latency,
-    }
-    return {name: changed.get(name, found[name]) for name in BED_COLUMNS}
+    stretches = [
+        Stretch(stage, (begin - off_s) / 60, (end - begin) / 60)
+        for stage, onset_s in zip(stages, onsets_s, strict=True)
+        if (begin := max(onset_s, off_s)) < (end := min(onset_s + EPOCH_S, on_s))
+    ]
+    return figures_in_bed(stretches, (on_s - off_s) / 60) if any(s.stage for s in stretches) else nothing

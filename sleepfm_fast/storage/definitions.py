@@ -26,8 +26,8 @@ DEFINITIONS: dict[str, int] = {
 """To be raised for every command that computes other numbers of the same inputs than before, with an entry in the
 changelog. A finished folder of earlier ones then counts as another, and commands that read it say so. ``features`` 2:
 LF and HF from a cubic spline through the intervals between beats, not from straight lines. The others 2: no interval
-for a class that one test subject has, nor where all resamples agree; figures over nights for age and sex. ``probe`` and ``few_shot`` 3: fitted to the minimum,
-until the gradient is 1e-5 instead of 1e-4."""
+for a class that one test subject has, nor where all resamples agree; figures over nights for age and sex. ``probe`` and
+``few_shot`` 3: fitted until the gradient is 1e-5 instead of 1e-4."""
 
 
 def definitions_of(command: str) -> int:

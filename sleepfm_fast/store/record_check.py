@@ -29,8 +29,8 @@ def is_sdb(value: Any) -> bool:
 
 
 def are_events(counts: Any) -> bool:
-    """Whether an object has a count of respiratory events for every kind."""
-    return all(is_count(counts[kind]) for kind in (*KINDS, "outside_sleep"))
+    """Whether an object has a count of respiratory events for every kind; short ones are not counted in old records."""
+    return all(is_count(counts[kind]) for kind in (*KINDS, "outside_sleep")) and is_count(counts.get("under_10_s", 0))
 
 
 def is_ratio(value: Any) -> bool:
