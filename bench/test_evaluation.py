@@ -13,8 +13,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from sleepfm_fast.embeddings import Description, Embeddings
-from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter
 from sleepfm_fast.evaluation.block_logistic import GRADIENT_TOLERANCE
+from sleepfm_fast.evaluation.embedding_writer import EmbeddingWriter
 from sleepfm_fast.evaluation.logistic import Features, fit
 from sleepfm_fast.evaluation.metrics import bootstrap_curves, bootstrap_subjects
 from sleepfm_fast.ranks import pair_ranks
@@ -252,8 +252,8 @@ def test_probe_fit(versus, quick, tmp_path):
         return model.decision_function(x.astype(dtype)).astype(np.float64)
 
     def agree(results):
-        # All stop where no entry of the gradient of the mean loss exceeds 1e-5, each on its own side of the minimum, and
-        # within 0.015 of it.
+        # All stop where no entry of the gradient of the mean loss exceeds 1e-5, each on its own side of the minimum,
+        # and within 0.015 of it.
         ours, exact, rounded = (z - z.mean(1, keepdims=True) for z in results.values())
         np.testing.assert_allclose(ours, exact, atol=3e-2)
         np.testing.assert_allclose(ours, rounded, atol=3e-2)

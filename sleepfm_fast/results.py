@@ -29,6 +29,7 @@ from sleepfm_fast.cli.misplaced import mistaken
 from sleepfm_fast.cli.path_kinds import Kind
 from sleepfm_fast.errors import SleepfmError, is_refusal, unreadable
 from sleepfm_fast.plurals import agreeing, counted, first_of
+from sleepfm_fast.runs.splits import SPLITS
 from sleepfm_fast.storage.array_file import map_array
 from sleepfm_fast.storage.atomic import TEMPORARY_SUFFIX, replace_folder
 from sleepfm_fast.storage.definitions import ENTRY, definitions_of, recorded_definitions
@@ -45,7 +46,7 @@ VERSION = 1
 FOLDER = "results"
 CLASSIFIERS = ("probe", "supervise", "classify")  # commands whose results are a classifier's test
 HEAD = ("format", "version", ENTRY, "arrays", "made_of")
-UNPRINTED = ("subjects", "recordings", "examples")
+UNPRINTED = ("subjects", "recordings", "subject_splits", "examples")
 """What a result has besides the line that is printed."""
 KIND = FolderKind("a result folder", "result.json")
 
@@ -66,6 +67,7 @@ ENTRIES: Mapping[str, Callable[[Any], bool]] = {
     "arrays": are_shapes,
     **dict.fromkeys(("command", "task"), is_text),
     **dict.fromkeys(("subjects", "recordings", "modalities", "class_names"), are_texts),
+    "subject_splits": lambda value: are_texts(value) and set(value) <= {*SPLITS, ""},
     "trained_classes": are_codes,
 }
 """Checks of the entries that say what the numbers of arrays mean; a result need not have all of them."""

@@ -71,6 +71,8 @@ def test_a_run_keeps_its_subjects_apart_in_a_store_that_grew(make_store, tmp_pat
     path = tmp_path / "run" / "config.json"
     config = json.loads(path.read_text())
     config["subjects"] = {subject: (code + 1) % 3 for subject, code in then.items()}
+    for row in config["recordings"]:
+        row["split"] = config["subjects"][row["subject"]]
     path.write_text(json.dumps(config))
     store = make_store({f"m{i}": LEADS for i in range(4)})
     assert embed.cli([str(tmp_path / "run"), str(store), str(tmp_path / "emb")]) == 0

@@ -156,6 +156,15 @@ def test_a_folder_that_is_split_otherwise_makes_no_test_subject_of_a_fitted_one(
     assert {row["nights"] for row in rows_of(tmp_path / "out" / "agreement.csv")} == {"3"}
 
 
+def test_splits_of_fewer_subjects_than_are_named_are_damage(fitted, tmp_path):
+    folder, result = fitted
+    record = json.loads((result / "result.json").read_text())
+    record["subject_splits"].pop()
+    (result / "result.json").write_text(json.dumps(record))
+    with pytest.raises(SleepfmError, match=r"result.json is damaged: it names 10 subjects and the splits of 9\."):
+        predict.main(predict.Config(result, folder, tmp_path / "out"))
+
+
 def test_a_night_that_the_encoder_has_seen_is_no_stranger(fitted, tmp_path, capsys):
     """A probe of another laboratory, applied to the store that the encoder was trained on."""
     _, result = fitted

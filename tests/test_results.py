@@ -44,6 +44,8 @@ def test_nothing_is_overwritten_unasked(tmp_path):
         ("subjects", "abc"),
         ("recordings", [1]),
         ("trained_classes", [0, -1]),
+        ("subject_splits", ["train", "tests"]),
+        ("subject_splits", {"a": "train"}),
         ("modalities", [["brain"]]),
         ("task", ["stage"]),
     ],

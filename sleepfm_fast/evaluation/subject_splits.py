@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.plurals import counted
 from sleepfm_fast.runs.splits import SPLITS
 
 if TYPE_CHECKING:
@@ -64,6 +66,11 @@ def fitted_splits(result: Result, embeddings: Embeddings, *, own: bool) -> dict[
     if splits is None:  # of an earlier version: of those it did not test, it is not known that they were not fitted
         cautious = {name: "train" if split == "test" else split for name, split in here.items()}
         splits = ["test" if name in tested else cautious.get(name, "train") for name in named]
+    if len(splits) != len(named):
+        raise SleepfmError(
+            f"{result.record_file} is damaged: it names {counted(len(named), 'subject')} and the splits of "
+            f"{len(splits)}. Run its command again."
+        )
     served: dict[str, str] = {}
     for name, split in zip(named, splits, strict=True):
         known = served.setdefault(bare(name), split)
