@@ -171,6 +171,36 @@ def test_what_is_kept_changes_no_bit(N, log_temperature, mode, monkeypatch):
     assert torch.equal(kept.d_log_temperature, again.d_log_temperature)
 
 
+@pytest.fixture
+def limit():
+    before = ops.keep_at_most(256 << 20)
+    assert before == 256 << 20, "what it is from the start"
+    yield before
+    ops.keep_at_most(before)
+
+
+def test_the_limit_may_change_between_forward_and_backward(limit):
+    x, tau = embeddings("random", 3, 300, 40).requires_grad_(), torch.tensor(2.0, requires_grad=True)
+    expected = torch.autograd.grad(ops.contrastive_loss(x, tau)[0], (x, tau))
+    for forward, backward in ((0, limit), (limit, 0), (0, 0), (limit, limit)):
+        ops.keep_at_most(forward)
+        loss, _ = ops.contrastive_loss(x, tau)
+        assert ops.keep_at_most(backward) == forward
+        found = torch.autograd.grad(loss, (x, tau))
+        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_more_may_be_kept_than_from_the_start(limit):
+    x = torch.empty(3, 8192, 512, device="meta")
+    assert contrastive_cpu.kept_bytes(x, "leave_one_out") == 0
+    ops.keep_at_most(1 << 30)
+    assert 256 << 20 < contrastive_cpu.kept_bytes(x, "leave_one_out") <= 1 << 30
+    for wrong, error in ((-1, ValueError), (1e9, TypeError), (True, TypeError), ("1 GiB", TypeError)):
+        with pytest.raises(error, match="keep_at_most: n_bytes is"):
+            ops.keep_at_most(wrong)
+    assert ops.keep_at_most(1 << 30) == 1 << 30, "what was refused changed nothing"
+
+
 def test_the_graph_can_be_walked_twice():
     x, tau = embeddings("random", 3, 60, 16).requires_grad_(), torch.tensor(1.5, requires_grad=True)
     loss, _ = ops.contrastive_loss(x, tau)

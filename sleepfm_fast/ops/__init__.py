@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sleepfm_fast.ops.batch_norm import batch_norm
+from sleepfm_fast.ops.contrastive_cpu import keep_at_most
 from sleepfm_fast.ops.contrastive_loss import ContrastiveStatistics, contrastive_loss, problems
 from sleepfm_fast.ops.encoder_evaluate import encoder_evaluate
 from sleepfm_fast.ops.filter_resample import filter_resample
@@ -19,6 +20,7 @@ __all__ = [
     "contrastive_loss",
     "encoder_evaluate",
     "filter_resample",
+    "keep_at_most",
     "max_pool",
     "mbconv",
     "mbconv_evaluate",

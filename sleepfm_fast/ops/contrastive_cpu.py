@@ -28,11 +28,13 @@ __all__ = [
     "forward",
     "forward_keeping",
     "is_direct",
+    "keep_at_most",
     "kept_bytes",
     "workspace_bytes",
 ]
 
-KEEP_AT_MOST_BYTES = 256 << 20  # with M = 3, D = 512 and float32, N up to 4,100
+KEEP_AT_MOST_BYTES = 256 << 20
+"""With M = 3, D = 512 and float32, N up to 4,100."""
 
 INSTRUCTION_SETS = ("", "portable", "avx2", "avx512", "avx512_bf16", "amx")
 
@@ -42,8 +44,42 @@ BYTE = torch.empty(0, dtype=torch.uint8, device="cpu")
 Leading = tuple[int, int, tuple[int, int, int], tuple[int, int], int, int, tuple[int, int], bool, bool, int, int]
 
 
+def keep_at_most(n_bytes: int) -> int:
+    """Let :func:`~sleepfm_fast.ops.contrastive_loss` on the CPU keep more of forward for backward, or less.
+
+    Forward makes the cosines of all pairs of clips, and backward needs them again. Where they fit in these bytes they
+    are kept, else backward makes them anew: memory is then linear in the number of clips, and a step takes longer by a
+    product in four. The results are the same to the bit. Small batches, of which the gradients themselves are kept,
+    do not need it. Call it before ``torch.compile`` sees the loss, which fixes the sizes of its tensors.
+
+    Parameters
+    ----------
+    n_bytes : int
+        0 keeps nothing. 256 MiB, as from the start, suffice for three modalities of 4,100 clips; the need grows with
+        the square of the clips.
+
+    Returns
+    -------
+    int
+        The limit before.
+    """
+    global KEEP_AT_MOST_BYTES
+    if type(n_bytes) is not int:
+        raise TypeError(f"keep_at_most: n_bytes is {n_bytes!r}; expected an int, a number of bytes.")
+    if n_bytes < 0:
+        raise ValueError(f"keep_at_most: n_bytes is {n_bytes}; expected 0 or more.")
+    before, KEEP_AT_MOST_BYTES = KEEP_AT_MOST_BYTES, n_bytes
+    return before
+
+
 def kept_bytes(x: Tensor, mode: str) -> int:
     """Size in bytes of what forward keeps for backward; 0 where it would exceed ``KEEP_AT_MOST_BYTES``."""
+    n_bytes = _needed_bytes(x, mode)
+    return n_bytes if n_bytes <= KEEP_AT_MOST_BYTES else 0
+
+
+def _needed_bytes(x: Tensor, mode: str) -> int:
+    """Size in bytes of what forward would keep for backward."""
     M, N, D = x.shape
     item = 8 if x.dtype == torch.float64 else 4
     # An upper bound of contrastive_bytes(...).kept for every instruction set, by operations that symbolic sizes
@@ -53,8 +89,7 @@ def kept_bytes(x: Tensor, mode: str) -> int:
     # Numbers, or three bytes each, as both factors of a product.
     operands = (M * max(item, 6) if mode == "pairwise" else 2 * M * item) * in_panels * dimensions
     tiles = P * samples * (in_panels + 192)
-    n_bytes = operands + (tiles + P * samples) * item + (M + 1) * samples * 8 + 6 * 64 + 1  # written_by's
-    return n_bytes if n_bytes <= KEEP_AT_MOST_BYTES else 0
+    return operands + (tiles + P * samples) * item + (M + 1) * samples * 8 + 6 * 64 + 1  # written_by's
 
 
 def workspace_bytes(
@@ -229,7 +264,8 @@ def backward_kept(
     """Backward of :func:`forward_keeping`."""
     # Hooks on saved tensors may have replaced what forward kept.
     op, is_joint = "contrastive_loss_backward_kept", contrastive_joint.is_joint(x.shape, mode)
-    n_bytes = contrastive_joint.kept_bytes(x) if is_joint else kept_bytes(x, mode)
+    # The limit may have changed since forward.
+    n_bytes = contrastive_joint.kept_bytes(x) if is_joint else _needed_bytes(x, mode) if kept.numel() else 0
     check_kept(op, gradient_loss, x, n_valid, state, mode)
     refuse_unlike(op, x.device, [("kept", kept, (n_bytes,), torch.uint8)])
     if is_joint:
