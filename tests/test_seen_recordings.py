@@ -58,6 +58,14 @@ def test_recordings_tell_before_names(now, known, renamed):
     assert [notice.partition(" of STORE")[0] for notice in notices] == said
 
 
+def test_a_start_that_was_blanked_tells_nothing():
+    """Two laboratories have a file of one name each, from midnight of the same day."""
+    start = "2000-01-01T00:00:00"
+    seen = Seen({"a": 0}, recordings=SeenRecordings.of([entry("001", "a", "1" * 64, start)], {"a": 0}))
+    assert seen.in_store(store_of(entry("001", "b", "2" * 64, start))) == ({"a": 0}, ())
+    assert seen.in_store(store_of(entry("001", "b", "1" * 64, start)))[0] == {"b": 0}
+
+
 def test_a_copy_is_what_its_original_was():
     """One night under two names, in training and in test: under a third name it is what was trained on."""
     twice = (entry("n1", "a", "1" * 64), entry("copy", "c", "1" * 64))

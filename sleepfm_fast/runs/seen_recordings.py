@@ -13,6 +13,8 @@ __all__ = ["SeenRecording", "SeenRecordings", "is_list_of_recordings"]
 
 DIGITS = 16
 """Hexadecimal digits of a digest: 64 bits, which no two of a billion recordings share by chance."""
+NO_TIME = "T00:00:00"
+"""Of a start that somebody has blanked: two laboratories may have files of one name with it."""
 FIELDS: dict[str, tuple[type, ...]] = {
     "subject": (str,),
     "split": (int,),
@@ -34,7 +36,8 @@ class SeenRecording:
     samples : str
         Digest of its samples in the store.
     night : str or None
-        Digest of its name and start, since a store of another montage has other samples; none without a start.
+        Digest of its name and start, since a store of another montage has other samples; none where the start is not
+        known.
     """
 
     subject: str
@@ -45,8 +48,10 @@ class SeenRecording:
     @classmethod
     def of(cls, entry: RecordingEntry, split: int) -> SeenRecording:
         """Return a recording of a store."""
-        night = None if entry.start is None else hashlib.sha256(f"{entry.id}/{entry.start}".encode()).hexdigest()
-        return cls(entry.subject, split, entry.sha256[:DIGITS], night and night[:DIGITS])
+        night = None
+        if entry.start is not None and not entry.start.endswith(NO_TIME):
+            night = hashlib.sha256(f"{entry.id}/{entry.start}".encode()).hexdigest()[:DIGITS]
+        return cls(entry.subject, split, entry.sha256[:DIGITS], night)
 
 
 @dataclass(frozen=True)
