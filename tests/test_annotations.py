@@ -546,6 +546,65 @@ def test_a_file_that_cannot_be_read_is_what_no_scoring_is_about(tmp_path, capsys
     assert "expected a header such as" in finding["action"]
 
 
+DAMAGED = {
+    "zeros": b"onset,duration,stage\n0,30,N2\n" + bytes(40),
+    "UTF-32": "onset,duration,stage\n0,30,N2\n30,30,N3\n".encode("utf-32"),
+    "bars": b"onset|duration|stage\n0|30|N2\n30|30|N3\n",
+    "long": b"onset,duration,stage\n0,30,N2\n30,30," + b"x" * 200_000 + b"\n",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_scoring_that_was_lost_is_not_replaced_in_silence(tmp_path, capsys, damage):
+    for name, stages in (("n1", "W11W"), ("n2", "----"), ("n3", "W11W")):
+        write_night(tmp_path / f"{name}.edf", stages=stages)
+    for name in ("n1", "n2"):
+        write(tmp_path, DAMAGED[damage], f"{name}.csv")
+    store = tmp_path / "store"
+    arguments = [str(tmp_path), str(store), "--workers", "1", "--backend", "threading"]
+    capsys.readouterr()
+    assert cli(arguments) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["scoring_not_read"] == ["n1", "n2"]
+    (notice,) = [line for line in printed.err.splitlines() if "named like their scoring" in line]
+    assert notice.startswith(
+        "notice: of 2 nights no file that is named like their scoring can be read, as here: n1: the file n1.csv beside "
+        "the recording was not used as its scoring: "
+    )
+    assert ". 1 of them has the stages of its own annotations instead. Repair such a file" in notice
+    assert cli(["--inspect", str(tmp_path), "--workers", "1", "--json", str(tmp_path / "report.json")]) == 0
+    findings = json.loads((tmp_path / "report.json").read_text())["findings"]
+    codes = {code: [f["paths"] for f in findings if f["code"] == code] for code in ("scoring_not_read", "no_scoring")}
+    assert codes["scoring_not_read"][0] == [str(tmp_path / "n1.edf")]
+    # It is passed over until it is another file.
+    capsys.readouterr()
+    assert cli(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["kept"] == 3
+    write(tmp_path, b"onset,duration,stage\n0,30,N2\n30,30,N3\n60,30,N3\n90,30,R\n", "n1.csv")
+    assert cli(arguments) == 1
+    assert "n1.csv, which could not be read, is another file now" in capsys.readouterr().err
+    assert cli([*arguments, "--overwrite"]) == 0
+    assert json.loads(capsys.readouterr().out)["stages"]["N3"] == 2
+
+
+def test_the_next_file_that_is_named_like_a_scoring_is_read(tmp_path, capsys):
+    """Beside a recording lie exports of other things under its name."""
+    write_night(tmp_path / "n1.edf", stages="WWWW")
+    write(tmp_path, b"time;SpO2\n0;97\n1;96\n", "n1.csv")
+    write(tmp_path, b"onset,duration,stage\n0,30,N2\n30,30,N3\n60,30,N3\n90,30,R\n", "n1-hypnogram.csv")
+    arguments = [str(tmp_path), str(tmp_path / "store"), "--workers", "1", "--backend", "threading"]
+    for _ in range(2):
+        capsys.readouterr()
+        assert cli(arguments) == 0
+        result = json.loads(capsys.readouterr().out)
+        assert (result["stages"]["N3"], result["stages"]["W"], result["scoring_not_read"]) == (2, 0, [])
+    assert result["kept"] == 1
+    issues = json.loads((tmp_path / "store" / "recordings" / "n1.json").read_text())["issues"]
+    assert any("n1.csv beside the recording was not used as its scoring" in issue for issue in issues)
+    write(tmp_path, b"time;SpO2\n0;97\n1;96\n2;96\n", "n1.csv")
+    assert cli(arguments) == 1, "it may be a scoring now"
+
+
 def test_a_scoring_named_otherwise_is_suggested(tmp_path):
     nights, labels = tmp_path / "nights", tmp_path / "labels" / "2024"
     for made in (nights, labels):

@@ -11,7 +11,9 @@ import pytest
 
 from sleepfm_fast.annotations import Event, Scoring, ScoringError, clip_labels, find_scoring, read_scoring
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.scoring.csv_files import parse_csv
 from sleepfm_fast.scoring.files import find_scorings
+from sleepfm_fast.scoring.grouped_thousands import without_groups
 from sleepfm_fast.scoring.stages import STAGES, fold, respiratory_event_of
 from sleepfm_fast.scoring.texts import asks_meaning, parse_meanings, stated, translated, unlike_a_night
 
@@ -222,6 +224,17 @@ def test_lists_of_epochs_in_portuguese_and_spanish(tmp_path, header):
 
 def numbered(first: int, last: int) -> str:
     return "\n".join(("Epoch,Stage", *(f"{i},{'R' if i % 7 == 0 else 'N2'}" for i in range(first, last + 1))))
+
+
+@pytest.mark.parametrize("form", ["{}.0", "{},0", "{}.000"])
+def test_numbers_of_epochs_may_have_decimals_that_are_zero(tmp_path, form):
+    lines = [f"{form.format(i)};{'R' if i % 7 == 0 else 'N2'}" for i in range(1, 121)]
+    expected = read_scoring(write(tmp_path, numbered(1, 120)), length_s=3600).events
+    assert read_scoring(write(tmp_path, "\n".join(["Epoch;Stage", *lines])), length_s=3600).events == expected
+    assert read_scoring(write(tmp_path, "\n".join(lines)), length_s=3600).events == expected
+    lines[5] = lines[5].replace(form.format(6), "6.5")
+    with pytest.raises(ScoringError, match=r"5 is followed by '6.5'"):
+        read_scoring(write(tmp_path, "\n".join(["Epoch;Stage", *lines])), length_s=3600)
 
 
 def test_numbered_epochs_that_end_in_the_last_third_lie_where_their_numbers_say(tmp_path):
@@ -755,6 +768,40 @@ def test_a_row_an_epoch_with_its_stage_and_its_events(tmp_path):
 
 CODES = [0] * 4 + [1, 2, 2, 3, 3, 2, 5, 5] * 4 + [0] * 4
 STAGES_OF_CODES = [{5: 4}.get(code, code) for code in CODES]
+
+
+@pytest.mark.parametrize("delimiter", [";", ","])
+@pytest.mark.parametrize(
+    ("form", "group", "decimal"),
+    [
+        ("{:,}", ",", "."),
+        ("{:,}", ".", ","),
+        ("{:,.1f}", ",", "."),
+        ("{:,.2f}", ".", ","),
+        ("{:,.1f}", "'", "."),
+        ("{:,.1f}", "\u202f", ","),
+        ("{:,.1f}", " ", ","),
+    ],
+)
+def test_thousands_may_be_grouped(form, group, decimal, delimiter):
+    """As spreadsheets of several countries write them."""
+    lines = [delimiter.join(["onset", "duration", "stage"])]
+    for i in range(960):
+        time = form.format(30 * i).translate({ord(","): group, ord("."): decimal})
+        lines.append(delimiter.join([f'"{time}"', "30", "W123R"[i // 7 % 5]]))
+    scoring = parse_csv("\n".join(lines).encode(), "a.csv", None, 28_830.0)
+    assert [event.onset_s for event in scoring.events] == [30.0 * i for i in range(960)]
+    assert scoring.issues == ()
+
+
+def test_three_decimals_are_no_thousands():
+    onsets = [f"{1.5 + 30 * i:.3f}".replace(".", ",") for i in range(30)]
+    text = "onset;duration;stage\n" + "".join(f"{onset};30;2\n" for onset in onsets)
+    assert parse_csv(text.encode(), "a.csv", None, 1000.0).events[-1].onset_s == 871.5
+    assert without_groups(["990", "1,020", "1,050"]) == ["990", "1020", "1050"]
+    assert without_groups(["990", "1.020", "", "?", "1.050.000"]) == ["990", "1020", "", "?", "1050000"]
+    for unchanged in (["0,500", "1,000", "2,000"], ["1,000", "1,500"], ["12,5", "1,000"], ["5", "1,000", "0,9"], []):
+        assert without_groups(unchanged) == unchanged
 
 
 @pytest.mark.parametrize(

@@ -305,10 +305,16 @@ def changed_scoring(record: dict[str, Any], path: Path, labels: Path | None, nam
         files = [file.resolve() for file in find_scorings(path, labels, namesakes)]
     except ScoringError as error:
         return str(error).rstrip(".")
+    unreadable = {facts["path"]: facts for facts in scoring.get("unreadable", ())}
+    for file in files:
+        if str(file) in unreadable and is_other(unreadable[str(file)], file):
+            return f"its scoring {file}, which could not be read, is another file now"
+    files = [file for file in files if str(file) not in unreadable]
     found = files[0] if files else None
     if labels is None and found is None and old is not None and old.exists():
         found = old  # it was given by --labels then; leaving the option out does not withdraw it
     if old is None and found is not None:
+        # An earlier version kept the name of what could not be read.
         return None if str(found) == scoring["passed_over"] else f"{found} is a new scoring of it"
     if old is not None and found is None:
         return None if labels is None else f"{labels} holds no scoring of it any more (it had {old})"

@@ -45,16 +45,16 @@ STARTED = Path("running") / "nights"
 class Night:
     """What one recording gives: channels for the slots, scoring, clips.
 
-    ``scoring_path`` is the scoring's file, None where it stands in the recording or there is none; ``passed_over`` a
-    file that is named like a scoring but could not be read as one; ``corrections`` what the user's corrections changed;
-    ``also`` files that completed the scoring, ``named`` all that are named like it.
+    ``scoring_path`` is the scoring's file, None where it stands in the recording or there is none; ``unreadable``
+    files that are named like a scoring and could not be read as one; ``corrections`` what the user's corrections
+    changed; ``also`` files that completed the scoring, ``named`` all that are named like it.
     """
 
     recording: Recording
     channels: tuple[StoredChannel, ...]
     scoring: Scoring | None
     scoring_path: Path | None
-    passed_over: Path | None
+    unreadable: tuple[Path, ...]
     grid: ClipGrid
     issues: tuple[str, ...]
     corrections: tuple[dict[str, Any], ...] = ()
@@ -146,7 +146,7 @@ def read_night(
         issues += channel.assignment.issues
     used = {s.index: s for c in channels for s in (c.signal, c.minus) if s is not None}
     issues += [f"{s.label}: {issue}" for s in used.values() for issue in s.issues]
-    scoring, scoring_path, passed_over, also, named = night_scoring(
+    scoring, scoring_path, unreadable, also, named = night_scoring(
         recording, labels, namesakes, meanings or {}, scorer, issues
     )
     end_s = max((s.onset_s + s.n_records * recording.record_s for s in recording.segments), default=Fraction(0))
@@ -162,7 +162,7 @@ def read_night(
         channels,
         scoring,
         scoring_path,
-        passed_over,
+        unreadable,
         grid,
         tuple(dict.fromkeys(issues)),
         corrected.applied,
@@ -309,16 +309,16 @@ def refuse_empty(path: Path, night: Night, montage: Montage, *, like: bool) -> N
 
 
 def scoring_facts(night: Night) -> dict[str, Any]:
+    lists = {"also": night.also, "unreadable": night.unreadable}
+    others = {name: [source_facts(path.resolve()) for path in paths] for name, paths in lists.items() if paths}
     if night.scoring_path is not None:
-        also = [source_facts(path.resolve()) for path in night.also]
         return {
             "kind": "file",
             **source_facts(night.scoring_path.resolve()),
             "named": [str(path.resolve()) for path in night.named],
-            **({"also": also} if also else {}),
+            **others,
         }
-    passed_over = None if night.passed_over is None else str(night.passed_over.resolve())
-    return {"kind": "none" if night.scoring is None else "inside", "path": None, "passed_over": passed_over}
+    return {"kind": "none" if night.scoring is None else "inside", "path": None, "passed_over": None, **others}
 
 
 def listed(labels: Sequence[str], limit: int = 12) -> str:

@@ -24,7 +24,11 @@ from sleepfm_fast.scoring.stages import respiratory_event_of, stage_of
 from sleepfm_fast.scoring.texts import translated
 from sleepfm_fast.scoring.timed_texts import Scoring
 
-__all__ = ["night_scoring"]
+__all__ = ["NONE_INSTEAD", "OWN_INSTEAD", "night_scoring"]
+
+OWN_INSTEAD = "the stages are those of the recording's own annotations"
+NONE_INSTEAD = "the night has no stages"
+"""These begin the remark on a night whose scoring lies beside it, by the name, and cannot be read."""
 
 
 def night_scoring(
@@ -34,11 +38,12 @@ def night_scoring(
     meanings: Mapping[str, str],
     scorer: str,
     issues: list[str],
-) -> tuple[Scoring | None, Path | None, Path | None, tuple[Path, ...], tuple[Path, ...]]:
+) -> tuple[Scoring | None, Path | None, tuple[Path, ...], tuple[Path, ...], tuple[Path, ...]]:
     """Scoring of a recording (by ``labels``, else beside it, else inside it), its file, and other files.
 
-    The others: one passed over, those joined, all that are named like it. What the first file lacks, stages or
-    respiratory events, comes from the next ones that have it, at last from inside.
+    The others: those that are named like it and cannot be read, those joined, all that are named like it. What the
+    first file that can be read lacks, stages or respiratory events, comes from the next ones that have it, at last from
+    inside.
     """
     inside = translated(scoring_of(recording), meanings) if recording.annotations else None
     files = find_scorings(recording.path, labels, namesakes)
@@ -54,24 +59,31 @@ def night_scoring(
                 f"{' and '.join(path.name for path in similar)} may be its scoring, by the numbers in the names. "
                 f"If so, name it like the recording: {recording.path.stem}{ending(similar[0])}."
             )
-        return inside, None, None, (), ()
+        return inside, None, (), (), ()
 
     def read(path: Path) -> Scoring:
         # The scoring of a recording that was cut short is that of the whole.
         length_s = recording.duration_s + recording.missing_s
         return translated(read_scoring(path, start=recording.start, length_s=length_s, scorer=scorer), meanings)
 
-    path = files[0]
-    try:
-        scoring = read(path)
-    except SleepfmError as error:
-        if labels is not None or isinstance(error, UnknownScorerError):
-            raise
-        # Only its name suggested that it belongs to the recording.
-        issues.append(f"the file {path.name} {NOT_USED}: {error}")
-        return inside, None, path, (), files
+    unreadable = []
+    for path in files:
+        try:
+            scoring = read(path)
+        except SleepfmError as error:
+            if labels is not None or isinstance(error, UnknownScorerError):
+                raise
+            # Only its name suggested that it belongs to the recording.
+            issues.append(f"the file {path.name} {NOT_USED}: {error}")
+            unreadable.append(path)
+        else:
+            break
+    else:
+        instead = OWN_INSTEAD if inside is not None and names_stage(inside) else NONE_INSTEAD
+        issues.append(f"{instead}: no file beside the recording that is named like its scoring can be read.")
+        return inside, None, tuple(unreadable), (), files
     also = []
-    for more in files[1:]:
+    for more in files[len(unreadable) + 1 :]:
         if is_complete(scoring):
             break
         try:
@@ -95,7 +107,7 @@ def night_scoring(
         if joined is not scoring:
             issues.append(f"{path.name} names no {lacks}; it was joined with the recording's own annotations.")
             scoring = joined
-    return scoring, path, None, tuple(also), files
+    return scoring, path, tuple(unreadable), tuple(also), files
 
 
 def is_complete(scoring: Scoring) -> bool:

@@ -10,12 +10,13 @@ from typing import Any
 from sleepfm_fast.channels import Montage
 from sleepfm_fast.cli.command import say
 from sleepfm_fast.cohorts.ingest import Outcome
+from sleepfm_fast.cohorts.night_scoring import NONE_INSTEAD, OWN_INSTEAD
 from sleepfm_fast.cohorts.participant_tables import ParticipantTables
 from sleepfm_fast.cohorts.shards import Shard
 from sleepfm_fast.cohorts.silent_nights import REMEDY, sentence
 from sleepfm_fast.formats.edf_header import INCOMPLETE
 from sleepfm_fast.plurals import agreeing, counted, first_of
-from sleepfm_fast.scoring.files import SEEMS_TO_LIE
+from sleepfm_fast.scoring.files import NOT_USED, SEEMS_TO_LIE
 from sleepfm_fast.scoring.labels import OVERLONG
 from sleepfm_fast.scoring.texts import asks_meaning
 from sleepfm_fast.store.clip_layout import sdb_counts, stage_counts
@@ -76,6 +77,16 @@ def say_remarks(store: Path, problems: Mapping[str, Sequence[str]]) -> None:
             f"{counted(len(overlong), 'night holds', 'nights hold')} respiratory events of impossible length, as here: "
             f"{overlong[0]}"
         )
+    if unread := without_their_scoring(problems):
+        name, n = unread[0], len(unread)
+        n_own = sum(any(issue.startswith(OWN_INSTEAD) for issue in problems[name]) for name in unread)
+        reason = next(issue for issue in problems[name] if NOT_USED in issue)
+        say(
+            f"notice: of {counted(n, 'night')} no file that is named like {agreeing(n, 'its', 'their')} scoring can be "
+            f"read, as here: {name}: {reason.rstrip('.')}. {counted(n_own, 'of them has', 'of them have')} the "
+            f"stages of {agreeing(n_own, 'its', 'their')} own annotations instead. Repair such a file, or move it away "
+            "if it is no scoring, and add --overwrite"
+        )
     incomplete = incomplete_nights(problems)
     if incomplete:
         say(
@@ -84,6 +95,12 @@ def say_remarks(store: Path, problems: Mapping[str, Sequence[str]]) -> None:
             f"{first_of(incomplete, NIGHTS_SHOWN)}. What is there is used; copy the whole file again and add "
             "--overwrite"
         )
+
+
+def without_their_scoring(problems: Mapping[str, Sequence[str]]) -> list[str]:
+    """Nights that have files named like their scoring, none of which can be read."""
+    said = (OWN_INSTEAD, NONE_INSTEAD)
+    return [name for name, issues in problems.items() if any(issue.startswith(said) for issue in issues)]
 
 
 def incomplete_nights(problems: Mapping[str, Sequence[str]]) -> list[str]:
@@ -254,6 +271,7 @@ def summarise(
         "changed": changed,
         "problems": dict(list(problems.items())[:NIGHTS_IN_JSON]),
         "incomplete": incomplete_nights(problems),
+        "scoring_not_read": without_their_scoring(problems),
         "nights_with_problems": len(problems),
         "annotations_only": [str(path) for path in plan.excluded],
         "left_out": [str(path) for path in plan.left_out],

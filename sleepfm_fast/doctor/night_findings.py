@@ -10,6 +10,7 @@ import numpy as np
 
 from sleepfm_fast.channels import Montage, meant_slot, unassigned
 from sleepfm_fast.cohorts.night import Night
+from sleepfm_fast.cohorts.night_scoring import NONE_INSTEAD, OWN_INSTEAD
 from sleepfm_fast.doctor.findings import Finding
 from sleepfm_fast.edf import Recording, read_recording
 from sleepfm_fast.formats.edf_header import INCOMPLETE
@@ -46,7 +47,9 @@ def night_findings(night: Night, montage: Montage) -> list[Finding]:
     told = {issue for c in night.channels for issue in c.assignment.issues if "potential" in issue or "range" in issue}
     told |= {issue for issue in night.issues if "every clip has stage none" in issue}
     told |= {issue for issue in night.issues if INCOMPLETE in issue}
-    told |= {issue for issue in night.issues if night.scoring is None and (SEEMS_TO_LIE in issue or NOT_USED in issue)}
+    told |= {issue for issue in night.issues if night.scoring is None and SEEMS_TO_LIE in issue}
+    if night.scoring_path is None:  # of one that was found in the end, what else lies beside it is a remark
+        told |= {i for i in night.issues if NOT_USED in i or i.startswith((OWN_INSTEAD, NONE_INSTEAD))}
     rest = [issue for issue in night.issues if issue not in told]
     return found + [
         Finding("warning", "meaning", (path,), "", issue, "") if asks_meaning(issue) else
@@ -119,9 +122,13 @@ def scored(night: Night) -> Iterator[Said]:
             "--labels; for one recording --labels takes a file of any name"
         )
         action = next((issue for issue in night.issues if SEEMS_TO_LIE in issue or NOT_USED in issue), action)
-        found = "found" if night.passed_over is None else "read"
+        found = "read" if night.unreadable else "found"
         yield "no_scoring", True, "", f"no scoring was {found}", action, {}
         return
+    if night.unreadable and night.scoring_path is None:
+        text = next(issue for issue in night.issues if NOT_USED in issue)
+        action = "repair the file, or move it away if it is no scoring; until then its own annotations are used"
+        yield "scoring_not_read", True, "", text, action, {}
     spans = [s for s in stage_spans(night.scoring.events, []) if s.end_s > s.onset_s]
     staged = [span for span in spans if span.code != NO_STAGE]
     if not staged:

@@ -51,10 +51,18 @@ class Clock:
     half: bool = False
 
 
+IN_GROUPS = re.compile(r"[+-]?\d{1,3}(?:(?:,\d{3})+\.|(?:[.' \u00a0\u202f]\d{3})+,|(?:[' \u00a0\u202f]\d{3})+\.)\d+")
+"""``1,230.0`` and ``1.230,0``: without decimals it could not be told which separator is meant."""
+
+
 def number(text: str) -> float | None:
-    """Read a finite number with a decimal point or comma; return None for other texts."""
+    """Read a finite number with a decimal point or comma, its thousands grouped or not; None for other texts."""
+    text = text.strip()
+    if IN_GROUPS.fullmatch(text):
+        whole, decimals = re.split(r"[.,](?=\d+$)", text)
+        text = f"{re.sub(r'[^0-9+-]', '', whole)}.{decimals}"
     try:
-        value = float(text.strip().replace(",", "."))
+        value = float(text.replace(",", "."))
     except ValueError:
         return None
     return value if math.isfinite(value) else None

@@ -23,6 +23,7 @@ __all__ = [
     "clock_column",
     "counts_epochs",
     "name_and_unit",
+    "number_of_epoch",
     "stage_column",
     "table",
 ]
@@ -208,16 +209,22 @@ def columns_by_place(rows: list[tuple[int, list[str]]], onset: int, text: int) -
     return Columns(onset, None, onset + 1, text)
 
 
+def number_of_epoch(text: str) -> int | None:
+    """Read the number of an epoch; ``1.0`` is one too, which pandas writes in a column where a number is missing."""
+    match = re.fullmatch(r"(\d{1,9})(?:[.,]0+)?", text)
+    return int(match[1]) if match else None
+
+
 def counts_epochs(rows: list[tuple[int, list[str]]], columns: Columns, length_of_recording_s: float | None) -> bool:
     """Whether what stands as onset is the number of the epoch: stages one by one, and as seconds over too soon."""
     onset, text = columns.onset or 0, columns.text
     if length_of_recording_s is None or not LIST_STEPS <= len(rows) < length_of_recording_s / 2:
         return False
     numbers = [row[onset].strip() if len(row) > max(onset, text, columns.duration or 0) else "" for _, row in rows]
-    if not all(re.fullmatch(r"\d{1,9}", number) for number in numbers):
+    found = [number_of_epoch(number) for number in numbers]
+    if found[0] is None or found != list(range(found[0], found[0] + len(found))):
         return False
-    counted_up = list(range(int(numbers[0]), int(numbers[0]) + len(numbers)))
-    return [*map(int, numbers)] == counted_up and all(stage_of(row[text]) is not None for _, row in rows)
+    return all(stage_of(row[text]) is not None for _, row in rows)
 
 
 def clock_column(rows: list[tuple[int, list[str]]], used: Sequence[int | None]) -> int | None:

@@ -31,9 +31,11 @@ from sleepfm_fast.scoring.csv_columns import (
     cell_of,
     clock_column,
     counts_epochs,
+    number_of_epoch,
     stage_column,
     table,
 )
+from sleepfm_fast.scoring.grouped_thousands import without_groups
 from sleepfm_fast.scoring.profile import is_profile, profile_events
 from sleepfm_fast.scoring.scorers import of_scorer
 from sleepfm_fast.scoring.stage_spans import SAME_TIME_S, listed_epoch_s
@@ -143,8 +145,12 @@ def timed_rows(rows: list[tuple[int, list[str]]], columns: Columns, source: str,
     n_blank = 0
     used = (columns.onset, columns.end, columns.duration, columns.text, columns.stage)
     last = max(c for c in used if c is not None)
-    for line, row in rows:
-        cells = [*row, *[""] * (last + 1 - len(row))]
+    table_cells = [[*row, *[""] * (last + 1 - len(row))] for _, row in rows]
+    for column in (columns.onset, columns.end):
+        if column is not None:
+            for cells, cell in zip(table_cells, without_groups([c[column] for c in table_cells]), strict=True):
+                cells[column] = cell
+    for (line, row), cells in zip(rows, table_cells, strict=True):
         onset, text = time_in(cells[columns.onset or 0], columns.onset_unit_s), text_of(cells, columns)
         end = time_in(cells[columns.end], columns.end_unit_s) if columns.end is not None else None
         duration = None if columns.duration is None else duration_in(cells[columns.duration], columns.duration_unit_s)
@@ -407,7 +413,7 @@ def untimed(
 
 def successive(numbers: Sequence[str], source: str) -> list[int]:
     """Numbers of epochs that count upwards by one; others are refused, with the first that does not."""
-    numbered = [int(n) if re.fullmatch(r"\d{1,9}", n) else None for n in numbers]
+    numbered = [number_of_epoch(n) for n in numbers]
     found: list[int] = []
     for written, number in zip(numbers, numbered, strict=True):
         if number is None or (found and number != found[-1] + 1):

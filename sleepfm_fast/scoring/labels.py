@@ -33,7 +33,7 @@ events in every language. 6: a few events among listed epochs keep their duratio
 numbers of UCDDB are known, and dates beside a recording without one count from the night. 7: times since
 the start of a recording that begins near midnight are told from clock times, clock times of a column without a known
 name are used, and stages in milliseconds or samples are refused. 8: numbered epochs that end before the recording
-are read."""
+are read, and times whose thousands are grouped."""
 
 SDB_OVERLAP_S = 10.0
 """Seconds of an event inside a clip that make the clip one with an event: the least that an apnoea or hypopnoea lasts

@@ -55,7 +55,7 @@ def is_scoring(facts: dict[str, Any]) -> bool:
         used
         and optional(facts.get("passed_over"), is_text)
         and are(facts.get("named", []), is_text)
-        and are(facts.get("also", []), is_file)
+        and all(are(facts.get(name, []), is_file) for name in ("also", "unreadable"))
     )
 
 
