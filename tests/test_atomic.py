@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from nights import preprocess, write_night
 
+from sleepfm_fast.errors import refused_by_system
 from sleepfm_fast.storage import array_file, atomic
 from sleepfm_fast.storage.array_file import ArrayFile, map_array
 from sleepfm_fast.storage.atomic import (
@@ -128,10 +129,15 @@ def test_only_errors_that_name_no_file_get_a_name(tmp_path):
         (OSError(errno.ENOSPC, "No space left on device"), str(tmp_path)),
         (OSError(errno.ENOENT, "No such file", "other"), "other"),
         (OSError("a sentence of a library"), None),
+        (OSError("1920 requested and 1264 written"), str(tmp_path)),
     ):
         with pytest.raises(OSError, match=str(error.args[-1])[:4]) as caught, named_errors(tmp_path):
             raise error
         assert caught.value.filename == name
+    assert refused_by_system(caught.value) == (
+        f"{tmp_path}: not all of it could be written (1920 requested and 1264 written); the disk may be full, or a "
+        "limit reached"
+    )
 
 
 def test_a_folder_that_cannot_be_synchronised_is_no_failure_but_a_file_is(tmp_path, monkeypatch):

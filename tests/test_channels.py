@@ -231,6 +231,9 @@ def test_paper_montage_takes_its_own_labels():
         lambda d: d["modalities"][0]["slots"].append(d["modalities"][0]["slots"][0]),
         lambda d: d["modalities"][0].update(name="lungs"),
         lambda d: d["modalities"][0].update(slots=3),
+        lambda d: d["modalities"][1]["slots"][0].update(derivations=[["C3", ""]]),
+        lambda d: d["modalities"][1]["slots"][0].update(substitutes=[" "]),
+        lambda d: d["modalities"][1]["slots"][0].update(aliases=[""]),
     ],
 )
 def test_damaged_montage_is_refused(damage):

@@ -156,6 +156,26 @@ def test_a_night_that_is_there_twice_is_said_at_every_run(tmp_path: Path, capsys
     assert said("--overrides", str(tmp_path / "o.json"), "--overwrite") == []
 
 
+def test_overrides_that_leave_out_every_recording_are_named(tmp_path: Path, capsys) -> None:
+    write_night(tmp_path / "n1.edf")
+    (tmp_path / "o.json").write_text('{"*": "exclude"}')
+    arguments = [str(tmp_path), str(tmp_path / "store"), "--overrides", str(tmp_path / "o.json"), "--workers", "1"]
+    assert cli(arguments) == 1
+    assert "error: --overrides leaves out all of 1 recording, so there is none to choose" in capsys.readouterr().err
+
+
+def test_hidden_recordings_are_passed_over_with_a_word(tmp_path: Path, capsys) -> None:
+    for name in ("n1.edf", ".n2.edf", "..edf", "._n1.edf", ".n3.csv"):
+        write_night(tmp_path / name)
+    capsys.readouterr()
+    assert cli([str(tmp_path), str(tmp_path / "store"), "--workers", "1", "--backend", "threading"]) == 0
+    printed = capsys.readouterr()
+    assert last_json(printed.out)["nights"] == 1
+    (notice,) = [line for line in printed.err.splitlines() if "with a dot" in line]
+    assert notice.startswith(f"notice: 2 files in {tmp_path} are passed over, as the names begin with a dot: ")
+    assert cli([str(tmp_path / ".n2.edf"), str(tmp_path / "named"), "--workers", "1", "--backend", "threading"]) == 0
+
+
 def test_processes_and_threads_give_the_same_bytes(cohort: Path, tmp_path: Path, capsys) -> None:
     preprocess(capsys, cohort, tmp_path / "threads")
     done = run_preprocess(cohort, tmp_path / "processes", "--workers", 2, "--backend", "loky")

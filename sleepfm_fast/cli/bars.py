@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from sleepfm_fast.cli.standard_streams import Unbroken
+
 __all__ = ["LOG_EVERY_S", "SLOW_S", "progress_bar"]
 
 LOG_EVERY_S = 30.0
@@ -25,4 +27,4 @@ def progress_bar(items: Iterable[Any] | None = None, **options: Any) -> Any:
 
     if not sys.stderr.isatty():
         options |= {"mininterval": LOG_EVERY_S, "maxinterval": LOG_EVERY_S}
-    return tqdm(items, file=sys.stderr, **options)
+    return tqdm(items, file=Unbroken(sys.stderr), **options)

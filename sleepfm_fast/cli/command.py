@@ -21,6 +21,7 @@ from sleepfm_fast.cli.interruption import SENTENCE, Stopped, leave_to_python, st
 from sleepfm_fast.cli.json_text import is_encodable, to_text
 from sleepfm_fast.cli.misplaced import refuse_misplaced
 from sleepfm_fast.cli.option_effects import given_options, refuse_without_effect
+from sleepfm_fast.cli.standard_streams import occupy
 from sleepfm_fast.errors import SleepfmError, UsageError, is_own_source, refused_by_system
 
 __all__ = ["finish", "printable", "run", "say", "to_json"]
@@ -171,6 +172,7 @@ def attempt(
     following: Callable[[Config, dict[str, Any]], str | None] | None,
 ) -> int:
     """Do what :func:`run` promises; the streams may still hold some of what was said."""
+    occupy()
     leave_to_python()
     module = sys.modules.get(main.__module__)
     spec = getattr(module, "__spec__", None)

@@ -45,10 +45,10 @@ def files_of(folder: Path) -> list[str]:
         return []
 
 
-def files_under(folder: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Each folder at and below ``folder`` with the names of its files, but for hidden ones.
+def files_under(folder: Path, hidden: list[Path] | None = None) -> Iterator[tuple[Path, list[str]]]:
+    """Each folder at and below ``folder`` with the names of its files, but for hidden ones, which ``hidden`` gets.
 
-    Links are followed; a folder reached twice through them is listed once.
+    Links are followed; a folder reached twice through them is listed once. Hidden folders are not looked into.
     """
     seen: set[str] = set()
     for root, folders, files in os.walk(folder, onerror=say_unlisted, followlinks=True):
@@ -58,4 +58,6 @@ def files_under(folder: Path) -> Iterator[tuple[Path, list[str]]]:
             continue
         seen.add(real)
         folders[:] = sorted(f for f in folders if not f.startswith("."))
+        if hidden is not None:
+            hidden += [Path(root, file) for file in files if file.startswith(".")]
         yield Path(root), [file for file in files if not file.startswith(".")]

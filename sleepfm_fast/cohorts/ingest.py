@@ -198,6 +198,11 @@ def settle(store: Path, cohort: Cohort, request: Request, engine: Engine) -> Set
     refuse_one_scoring(request.labels, len(given))
     refuse_forgotten(store, sorted(set(plan.outdated) - set(cohort.files)))
     if montage is None:
+        if plan.left_out and not headers:
+            raise SleepfmError(
+                f"--overrides leaves out all of {counted(len(plan.left_out), 'recording')}, so there is none to choose "
+                "the channels by."
+            )
         montage = auto_montage(request, headers)
         digest = request.digest_of(montage)
     configuration = {"montage": request.montage, "events_scored": request.events_scored, "digest": digest}

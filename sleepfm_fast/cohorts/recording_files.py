@@ -6,10 +6,12 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from sleepfm_fast.cli.command import say
 from sleepfm_fast.cli.misplaced import mistaken
 from sleepfm_fast.cli.path_kinds import RECORDINGS, Kind
 from sleepfm_fast.cohorts.folders import files_under
 from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.plurals import agreeing, counted, first_of
 from sleepfm_fast.recordings import WFDB_SUFFIX
 from sleepfm_fast.scoring.folder_owners import in_place
 
@@ -81,7 +83,8 @@ def is_dangling(path: Path) -> bool:
 
 def recordings_under(folder: Path) -> Iterable[Path]:
     """Files in ``folder`` and below that may be recordings."""
-    for root, files in files_under(folder):
+    hidden: list[Path] = []
+    for root, files in files_under(folder, hidden):
         split = [os.path.splitext(file) for file in files]  # noqa: PTH122 - strings
         found = [(stem, suffix) for stem, suffix in split if suffix.lower() in RECORDINGS]
         named = {stem for stem, suffix in found if suffix.lower() != WFDB_SUFFIX}
@@ -89,3 +92,12 @@ def recordings_under(folder: Path) -> Iterable[Path]:
             is_annotation = suffix.lower() == WFDB_SUFFIX and stem in named
             if not is_annotation and not stem.lower().endswith("hypnogram"):
                 yield root / (stem + suffix)
+    # macOS puts a ._night1.edf beside each night1.edf on a disk that cannot hold its attributes.
+    passed_over = [p for p in hidden if p.suffix.lower() in RECORDINGS and not p.name.startswith("._")]
+    if passed_over:
+        n = len(passed_over)
+        say(
+            f"notice: {counted(n, 'file')} in {folder} {agreeing(n, 'is', 'are')} passed over, as the "
+            f"{agreeing(n, 'name begins', 'names begin')} with a dot: {first_of([p.name for p in passed_over], 3)}. "
+            f"Rename what is a recording"
+        )

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from sleepfm_fast.errors import SleepfmError
+from sleepfm_fast.errors import SleepfmError, UsageError
 
 __all__ = ["Shard", "parse_shard"]
 
@@ -42,8 +42,9 @@ def parse_shard(text: str, environment: Mapping[str, str] = os.environ) -> Shard
         return slurm_shard(environment)
     match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text.strip())
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise SleepfmError(
-            f"--shard is '{text}'; expected i/n with i from 1 to n, such as 3/12, or 'slurm' inside a job array."
+        raise UsageError(
+            f"--shard is '{text}'; expected i/n with i from 1 to n and n up to 999,999,999, such as 3/12, or 'slurm' "
+            "inside a job array."
         )
     return Shard(int(match[1]), int(match[2]))
 

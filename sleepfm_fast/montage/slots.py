@@ -126,6 +126,9 @@ def check(montage: Montage) -> None:
     for slot in montage.slots:
         if slot.kind not in KINDS:
             raise ChannelError(f"slot '{slot.name}' has the kind '{slot.kind}'; choose one of: {', '.join(KINDS)}.")
+        labels = (*slot.aliases, *slot.substitutes, *(label for pair in slot.derivations for label in pair))
+        if not all(label.strip() for label in labels):
+            raise ChannelError(f"slot '{slot.name}' has an alias, or part of a derivation, without a name.")
     slots = [slot.name for slot in montage.slots]
     if repeated := sorted({name for name in slots if slots.count(name) > 1}):
         raise ChannelError(f"montage '{montage.name}' has two slots named {', '.join(repeated)}; names must differ.")

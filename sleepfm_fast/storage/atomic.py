@@ -32,6 +32,8 @@ __all__ = [
 TEMPORARY_SUFFIX = ".tmp"
 WAITING = 8
 """Threads that wait for the disk."""
+SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
+"""NumPy's words where the system took a part, which name neither the file nor the reason."""
 LEFTOVER = re.compile(r".+\.\d+-\d+(\.new)?\.tmp|\..+\.(\d+|\w+\.clock)\.tmp")
 """Temporary names of this module, of claims and of the simulator; other files that end in .tmp are the user's."""
 
@@ -49,6 +51,9 @@ def named_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.filename is None and error.errno is not None:
             error.filename = str(path)
+        if SHORT_WRITE.fullmatch(str(error)):
+            text = f"not all of it could be written ({error}); the disk may be full, or a limit reached"
+            raise OSError(errno.EIO, text, str(path)) from error
         raise
 
 
