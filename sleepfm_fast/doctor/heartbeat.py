@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +37,12 @@ class Heartbeat(NamedTuple):
     upward: float
 
 
+@lru_cache(maxsize=64)
+def qrs_filter(fs_hz: float) -> Floats:
+    """Second-order sections, kept: to design them takes longer than to filter a window."""
+    return np.asarray(dsp.butter(2, QRS_BAND_HZ, "bandpass", fs=fs_hz, output="sos"))
+
+
 def heartbeat(x: NDArray[Any], fs_hz: float) -> Heartbeat | None:
     """Look for beats in a window of a few tens of seconds.
 
@@ -54,8 +61,7 @@ def heartbeat(x: NDArray[Any], fs_hz: float) -> Heartbeat | None:
     values: Floats = np.asarray(x, np.float64)
     if fs_hz < 64 or values.size < 10 * fs_hz:
         return None
-    sos = dsp.butter(2, QRS_BAND_HZ, "bandpass", fs=fs_hz, output="sos")
-    y = dsp.sosfiltfilt(sos, values - np.median(values))
+    y = dsp.sosfiltfilt(qrs_filter(fs_hz), values - np.median(values))
     width = max(1, round(0.1 * fs_hz))
     energy = np.convolve(y * y, np.full(width, 1 / width), "same")
     # A tenth of the largest waves: an artefact may be much larger than the beats beside it.
