@@ -11,6 +11,7 @@
 # SLEEPFM_BUILD        cmake (default), pip (scikit-build-core, no build isolation) or none (what is built in place)
 # SLEEPFM_GPU_BUILT    a folder that keeps the compiled module, so that a later run of the same sources builds nothing
 # SLEEPFM_CUDA_ARCHITECTURES   instead of the compute capability of the GPU found
+# SLEEPFM_COMMIT       what the results say that they are of, where there is no .git
 # SLEEPFM_GPU_STEPS    only these steps, separated by commas, by their names in the table (or what stands before a colon)
 # SLEEPFM_GPU_SECONDS  for all steps and the build together (480). Steps run in the order of what matters most and each gets
 #                      its own limit or what is left, whichever is less; the table says which were cut, and how to run them
@@ -161,7 +162,8 @@ took=$((SECONDS - started))
 # ---- the steps --------------------------------------------------------------------------------------------------------
 export PYTHONPATH=$tree${PYTHONPATH:+:$PYTHONPATH}
 export SLEEPFM_TEST_DATA=${SLEEPFM_TEST_DATA:-$root/../shared/data}
-if ! "$python" -c 'import sleepfm_fast.ops' >>"$log" 2>&1; then
+# There, since the folder that this was called from stands before all others on Python's path, and may be the clone.
+if ! (cd "$tree" && "$python" -c 'import sleepfm_fast.ops') >>"$log" 2>&1; then
   tail -n 30 "$log" >&2
   fail "sleepfm_fast cannot be imported after the build; see $log"
   printf '{"format": "sleepfm_fast gpu run", "passed": false, "steps": [], "build": {"by": "%s", "seconds": %d}}\n' \

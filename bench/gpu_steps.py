@@ -85,6 +85,8 @@ INTERRUPT_S, KILL_S = 10, 10
 """How long a step may take to end when it is interrupted, and then when it is killed; within the deadline, too."""
 LEAST_S = 10  # a step with less is not begun
 LAST_LINES = 40  # of the log of a step that fails, kept in the JSON
+BEGUN = re.compile(r"(tests/\S+::.+?)(?= PASSED| FAILED| SKIPPED| ERROR| XFAIL| XPASS| \+\+\+|\s*$)")
+"""A test that pytest -v has begun; what became of it follows in the line."""
 MOST_NAMED = 6  # of its tests that failed, in the table
 
 
@@ -317,7 +319,13 @@ def perform(step: Step, log: Path, deadline: float) -> dict[str, Any]:
         "seconds": round(time.monotonic() - begun, 1),
     }
     if row["outcome"] == "failed" and log.is_file():
-        row["last_lines"] = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
+        lines = log.read_text(errors="replace").splitlines()
+        row["last_lines"] = lines[-LAST_LINES:]
+        row["failed_tests"] = [line for line in lines if line.startswith(("FAILED ", "ERROR "))]
+        begun_tests = [match[1] for line in lines if (match := BEGUN.match(line))]
+        # The process of a test that hangs ends with it, before pytest sums up.
+        if begun_tests and not row["failed_tests"]:
+            row["failed_tests"] = [f"in {begun_tests[-1]}"]
     try:
         row["result"] = step.collect() if step.collect else None
     except (OSError, ValueError, KeyError, ET.ParseError) as error:
@@ -366,7 +374,7 @@ def failures(row: dict[str, Any]) -> list[str]:
     if row["outcome"] != "failed":
         return []
     said = [line.strip() for line in row.get("last_lines", []) if line.strip()]
-    named = [line for line in said if line.startswith(("FAILED ", "ERROR "))]
+    named = row.get("failed_tests", [])
     chosen = [*named[:MOST_NAMED], *([f"and {len(named) - MOST_NAMED} more"] if len(named) > MOST_NAMED else [])]
     return [f"    {line[:150]}" for line in chosen or said[-2:]]
 

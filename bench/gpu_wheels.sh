@@ -17,7 +17,7 @@ fi
 folder=$1
 version=${2:-3.12}
 architecture=${3:-x86_64}
-needed=(pyedflib tyro docstring-parser typeguard edfio pytest pytest-benchmark py-cpuinfo pytest-timeout pytest-xdist execnet)
+needed=(pyedflib tyro docstring-parser typeguard edfio pytest pytest-benchmark py-cpuinfo2 pytest-timeout pytest-xdist execnet)
 building=(pybind11 scikit-build-core pathspec ninja)
 rivals=(memeff inf-cl cut-cross-entropy liger-kernel julius soxr)
 platforms=()

@@ -30,7 +30,7 @@ import gpu_steps  # noqa: E402
 from emulated_mbconv_train import BUFFERS, emulate_training  # noqa: E402
 
 
-def gpu(*arguments, **environment):
+def gpu(*arguments, cwd=None, **environment):
     environment = {"PYTHON": sys.executable, "SLEEPFM_BUILD": "none", **environment}
     return subprocess.run(
         ["bash", str(BENCH / "gpu.sh"), *arguments],
@@ -38,6 +38,7 @@ def gpu(*arguments, **environment):
         capture_output=True,
         text=True,
         check=False,
+        cwd=cwd,
     )
 
 
@@ -168,10 +169,13 @@ def stub_cmake(tmp_path):
 
 def test_a_module_that_was_kept_is_not_built_again(tmp_path, stub_cmake):
     environment, calls = stub_cmake("")
+    # As a clone is, whose sources have no compiled module: it is called from there.
+    (clone := tmp_path / "clone" / "sleepfm_fast").mkdir(parents=True)
+    (clone / "__init__.py").write_text("raise ImportError('not the sources that were built')")
     environment |= {"SLEEPFM_GPU_BUILT": str(tmp_path / "built"), "SLEEPFM_GPU_STEPS": "sanitizer racecheck"}
     for architecture, by, n_calls in (("90", "cmake", 3), ("90", "kept", 3), ("80", "cmake", 6)):
         out = tmp_path / f"{architecture}-{by}"
-        done = gpu("--rehearse", str(out), SLEEPFM_CUDA_ARCHITECTURES=architecture, **environment)
+        done = gpu("--rehearse", str(out), cwd=clone.parent, SLEEPFM_CUDA_ARCHITECTURES=architecture, **environment)
         assert done.returncode == 0, done.stdout + done.stderr
         assert json.loads((out / "gpu.json").read_text())["build"]["by"] == by
         assert len(calls.read_text().splitlines()) == n_calls
@@ -388,6 +392,24 @@ def test_the_table_ends_with_the_steps_and_names_the_tests_that_failed(tmp_path,
     assert "test_a.py::test_6" not in printed
     assert "and 2 more" in printed
     assert "RuntimeError: no such device" in printed
+
+
+def test_failures_are_counted_over_the_whole_log_and_a_test_that_hangs_is_named(tmp_path, monkeypatch, capsys):
+    many = "\n".join(f"FAILED tests/test_a.py::test_{k} - assert {k}" for k in range(200))
+    _, document = run_steps(tmp_path, monkeypatch, step("many", f"print({many!r}); raise SystemExit(1)"))
+    assert len(document["steps"][0]["failed_tests"]) == 200
+    printed = capsys.readouterr().out
+    assert "test_a.py::test_0 -" in printed
+    assert "and 194 more" in printed
+    (tests := tmp_path / "hangs" / "tests").mkdir(parents=True)
+    body = ["import time, pytest", "@pytest.mark.parametrize('n', ['1-a b', '2'])", "def test_it(n):"]
+    (tests / "test_hangs.py").write_text("\n".join([*body, "    time.sleep(60 * (n == '2'))", ""]))
+    command = [*("-v", "-p", "no:cacheprovider", "--timeout", "2", "--timeout-method", "thread", "-c", "/dev/null")]
+    words = [sys.executable, "-m", "pytest", *command, "--rootdir", str(tests.parent), "tests/test_hangs.py"]
+    monkeypatch.setattr(gpu_steps, "ROOT", tests.parent)
+    _, document = run_steps(tests.parent, monkeypatch, gpu_steps.Step("hangs", words, 60))
+    assert document["steps"][0]["failed_tests"] == ["in tests/test_hangs.py::test_it[2]"]
+    assert "    in tests/test_hangs.py::test_it[2]" in capsys.readouterr().out
 
 
 def test_the_sanitizer_is_found_beside_the_compiler(tmp_path):
