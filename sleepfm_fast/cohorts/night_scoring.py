@@ -83,13 +83,14 @@ def night_scoring(
         issues.append(f"{instead}: no file beside the recording that is named like its scoring can be read.")
         return inside, None, tuple(unreadable), (), files
     also = []
-    for more in files[len(unreadable) + 1 :]:
+    for more in files[files.index(path) + 1 :]:
         if is_complete(scoring):
             break
         try:
             joined = completed(scoring, read(more))
         except SleepfmError as error:
-            issues.append(f"the file {more.name}, named like its scoring, was not used: {error}")
+            issues.append(f"the file {more.name} {NOT_USED}: {error}")
+            unreadable.append(more)
             continue
         if joined is not scoring:
             n = len(joined.events) - len(scoring.events)
@@ -105,8 +106,13 @@ def night_scoring(
         lacks = "sleep stage" if not names_stage(scoring) else "respiratory event"
         joined = completed(scoring, inside)
         if joined is not scoring:
-            issues.append(f"{path.name} names no {lacks}; it was joined with the recording's own annotations.")
+            if unreadable and names_stage(joined) and not names_stage(scoring):
+                issues.append(f"{OWN_INSTEAD}: {path.name} names none, and other files like it cannot be read.")
+            else:
+                issues.append(f"{path.name} names no {lacks}; it was joined with the recording's own annotations.")
             scoring = joined
+    if unreadable and not names_stage(scoring):
+        issues.append(f"{NONE_INSTEAD}: {path.name} names none, and other files like it cannot be read.")
     return scoring, path, tuple(unreadable), tuple(also), files
 
 

@@ -82,8 +82,9 @@ def say_remarks(store: Path, problems: Mapping[str, Sequence[str]]) -> None:
         n_own = sum(any(issue.startswith(OWN_INSTEAD) for issue in problems[name]) for name in unread)
         reason = next(issue for issue in problems[name] if NOT_USED in issue)
         say(
-            f"notice: of {counted(n, 'night')} no file that is named like {agreeing(n, 'its', 'their')} scoring can be "
-            f"read, as here: {name}: {reason.rstrip('.')}. {counted(n_own, 'of them has', 'of them have')} the "
+            f"notice: {counted(n, 'night lacks', 'nights lack')} the stages of a file that is named like "
+            f"{agreeing(n, 'its', 'their')} scoring and cannot be read, as here: {name}: {reason.rstrip('.')}. "
+            f"{counted(n_own, 'of them has', 'of them have')} the "
             f"stages of {agreeing(n_own, 'its', 'their')} own annotations instead. Repair such a file, or move it away "
             "if it is no scoring, and add --overwrite"
         )
