@@ -292,7 +292,7 @@ def test_tracing_the_filter_leaves_no_trace_in_the_bank(trace):
 def test_the_profiler_sees_the_op(size):
     x = torch.randn(size)
     expected = loss_and_gradients(x)
-    with torch.profiler.profile() as profile:
+    with torch.profiler.profile(acc_events=True) as profile:  # without, torch 2.11 warns
         found = loss_and_gradients(x)
     assert all_equal(found, expected)
     seen = {event.key for event in profile.key_averages()}

@@ -183,7 +183,7 @@ def test_subjects_of_another_store_stay_settled(source, cohort_store, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(source, other)
     config = json.loads((other / "config.json").read_text())
-    config["subjects"] = {"x": 0, "y": 1, "z": 2}
+    config |= {"subjects": {"x": 0, "y": 1, "z": 2}, "recordings": []}
     (other / "config.json").write_text(json.dumps(config))
     run = tmp_path / "run"
     assert train.cli([str(cohort_store), str(run), *TINY, "--init-from", str(other)]) == 0
