@@ -466,3 +466,8 @@ def test_a_subject_is_what_all_of_its_rows_say(tmp_path, rows, ages, people):
     store = ClipStore(tmp_path / "store")
     assert [r.age for r in store.recordings] == ages
     assert store.participants == {"A": people}
+
+
+def test_subjects_that_may_be_one_are_named_in_a_table_of_subjects(tmp_path):
+    (issue,) = table(tmp_path, "subject,age,sex\nS01,40,F\ns1,40,F\nS2,50,M\n").issues
+    assert "names of subjects differ only in case, separators or leading zeros (S01, s1)" in issue

@@ -451,3 +451,27 @@ def test_unknown_channel_names_are_answered_with_a_correction_that_works(tmp_pat
     overrides.write_text(correction)
     assert preprocess(capsys, nights, tmp_path / "store", "--overrides", overrides)[0] == 0
     assert "x" in [r.id for r in ClipStore(tmp_path / "store").recordings]
+
+
+def test_a_scoring_that_was_taken_away_is_noticed(tmp_path: Path, capsys) -> None:
+    """But one that --labels named may lie on a disk that is not there now."""
+    (nights := tmp_path / "nights").mkdir()
+    (labels := tmp_path / "labels").mkdir()
+    write_night(nights / "a.edf", stages="----")
+    scoring = "onset,duration,stage\n0,30,N2\n30,30,N3\n60,30,N3\n90,30,R\n"
+    for folder, more in ((nights, ()), (labels, ("--labels", str(labels)))):
+        (folder / "a.csv").write_text(scoring)
+        store = tmp_path / f"store-of-{folder.name}"
+        common = [str(nights), str(store), "--workers", "1", "--backend", "threading"]
+        assert cli([*common, *more]) == 0
+        (folder / "a.csv").unlink()
+        capsys.readouterr()
+        if more:
+            assert cli(common) == 0, "what --labels gave is not withdrawn by leaving the option out"
+            continue
+        assert cli(common) == 1
+        assert (
+            f"its scoring {folder / 'a.csv'} no longer exists; the store keeps what it has" in capsys.readouterr().err
+        )
+        assert cli([*common, "--overwrite"]) == 0
+        assert last_json(capsys.readouterr().out)["nights_scored"] == 0

@@ -11,7 +11,7 @@ from nights import preprocess, write_night
 from sleepfm_fast.annotations import read_scoring
 from sleepfm_fast.clips import ClipStore
 from sleepfm_fast.scoring.labels import clip_labels
-from sleepfm_fast.scoring.scorers import of_scorer
+from sleepfm_fast.scoring.scorers import UnknownScorerError, of_scorer
 from sleepfm_fast.scoring.stages import STAGES
 from sleepfm_fast.scoring.timed_texts import ScoringError
 
@@ -57,7 +57,7 @@ def test_a_scorer_who_is_not_there_is_refused_with_those_who_are(tmp_path):
     with pytest.raises(ScoringError, match=r"the column 'Scorer' names no scorer 'Cleo' \(--scorer\).* Anna, Ben\."):
         stages(path, "Cleo")
     path.write_text(IN_COLUMNS)
-    with pytest.raises(ScoringError, match=r"stage_scorer1, stage_scorer2 are stages of several .* --scorer"):
+    with pytest.raises(ScoringError, match=r"no column of stages is named 'Cleo' .* stage_scorer1, stage_scorer2"):
         stages(path, "Cleo")
 
 
@@ -100,3 +100,19 @@ def test_a_cohort(tmp_path, capsys):
     status, said = preprocess(capsys, nights, store, "--scorer", "Cleo", "--overwrite")
     assert (status, len(said["failed"])) == (1, 2), "the third night has no choice to make"
     assert "it names Anna, Ben. Give one of them." in said["failed"][0]["reason"]
+
+
+@pytest.mark.parametrize(("header", "cells", "refused"), [
+    ("stage_scorer1,stage_scorer2", ("W,N1", "N2,N2"), "stage_scorer1, stage_scorer2"),
+    ("stage,stage_scorer2", ("W,N1", "N2,N2"), "stage, stage_scorer2"),
+    ("stage,stage_code", ("W,0", "N2,2"), None),  # the same stages in two ways
+    ("stage,confidence", ("W,0.9", "N2,0.8"), None),
+])  # fmt: skip
+def test_a_wrong_name_of_a_column_of_stages_is_refused(header, cells, refused):
+    text = f"onset,duration,{header}\n" + "".join(f"{30 * i},30,{row}\n" for i, row in enumerate(cells * 20))
+    if refused is None:
+        assert of_scorer(text, "a.csv", "Smith") == text
+    else:
+        said = rf"named 'Smith' \(--scorer\); those that differ are {refused}\. Give"
+        with pytest.raises(UnknownScorerError, match=said):
+            of_scorer(text, "a.csv", "Smith")

@@ -143,3 +143,22 @@ OTHER_TEXTS = (
 @pytest.mark.parametrize("text", ["", *OTHER_TEXTS.split(", ")])
 def test_texts_that_are_no_respiratory_event(text):
     assert respiratory_event_of(text) is None
+
+
+@pytest.mark.parametrize("text", ["Ap. obs.", "Ap centrale", "Ap. obstr.", "Ap.Ob", "ObsA", "ap mixte"])
+def test_an_abbreviation_with_a_type_needs_a_meaning(text):
+    assert respiratory_event_of(text) is None
+    assert perhaps_respiratory(text)
+    assert not perhaps_respiratory("Apex")
+
+
+@pytest.mark.parametrize(
+    ("text", "stage"),
+    [
+        *(("Vakenhet", "W"), ("REM-sömn", "R"), ("Sömnstadium 2", "N2"), ("N2-sömn", "N2"), ("Estágio 2", "N2")),
+        *(("Estágio N3", "N3"), ("Estagio REM", "R"), ("Sueño N2", "N2"), ("Sono N1", "N1"), ("Sonno N2", "N2")),
+        *(("Diepe slaap", "N3"), ("Slaapfase 1", "N1"), ("Sono", None), ("Somn", None)),
+    ],
+)
+def test_stages_in_portuguese_swedish_and_dutch(text, stage):
+    assert stage_of(text) == stage

@@ -316,6 +316,8 @@ def changed_scoring(record: dict[str, Any], path: Path, labels: Path | None, nam
     if old is None and found is not None:
         # An earlier version kept the name of what could not be read.
         return None if str(found) == scoring["passed_over"] else f"{found} is a new scoring of it"
+    if labels is None and found is None and old is not None and old.parent == path.parent.resolve():
+        return f"its scoring {old} no longer exists"  # beside it; what --labels gave may be on a disk that is not there
     if old is not None and found is None:
         return None if labels is None else f"{labels} holds no scoring of it any more (it had {old})"
     if old is not None and found is not None and is_other(scoring, found):

@@ -280,7 +280,7 @@ def alike_subjects(rows: Sequence[Participant], name: str) -> list[str]:
     """Say which subjects may be one person, written in two ways."""
     ways: dict[str, dict[str, None]] = {}
     for row in rows:
-        if row.subject is not None and row.recording is not None:
+        if row.subject is not None:
             plain = re.sub(r"[\W_]+", "-", same_text(row.subject))
             ways.setdefault(re.sub(r"(?<!\d)0+(?=\d)", "", plain), {})[row.subject] = None
     several = [list(names) for names in ways.values() if len(names) > 1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 
 from sleepfm_fast.plurals import first_of
 from sleepfm_fast.scoring.csv_columns import PREAMBLE_LINES
@@ -17,6 +18,8 @@ SCORER = (
     *("annotatorid", "expert", "expertid", "technician", "technologist", "auswerter", "scoreur", "evaluateur"),
 )
 SHOWN = 10
+STAGED = re.compile("stage|stad|sleep|hypno|schlaf|scor|rater|annot|expert")
+"""Within the name of a column of stages; numbers of epochs and durations may look like stages too."""
 
 
 class UnknownScorerError(ScoringError):
@@ -44,7 +47,7 @@ def of_scorer(text: str, source: str, scorer: str) -> str:
     Raises
     ------
     UnknownScorerError
-        When there is a column of scorers, and none has this name.
+        When there is a column of scorers, or several of stages that differ, and none has this name.
     """
     wanted = scorer.strip().casefold()
     for delimiter in "\t;,":
@@ -61,6 +64,11 @@ def of_scorer(text: str, source: str, scorer: str) -> str:
                 return written([*rows[:at], renamed, *rows[at + 1 :]], delimiter)
             column = next((i for i, cell in enumerate(header) if fold(cell) in SCORER), None)
             if column is None:
+                if len(names := differing_columns(header, rows[at + 1 :])) > 1:
+                    raise UnknownScorerError(
+                        f"{source}: no column of stages is named '{scorer}' (--scorer); those that differ are "
+                        f"{first_of(names, SHOWN)}. Give one of them."
+                    )
                 continue
             named = [row[column].strip() if column < len(row) else "" for row in rows[at + 1 :]]
             if wanted not in map(str.casefold, named):
@@ -72,6 +80,15 @@ def of_scorer(text: str, source: str, scorer: str) -> str:
             kept = [row if name.casefold() == wanted else [] for row, name in zip(rows[at + 1 :], named, strict=True)]
             return written([*rows[: at + 1], *kept], delimiter)
     return text
+
+
+def differing_columns(header: list[str], rows: list[list[str]]) -> list[str]:
+    """Names of the columns of stages, of those that say the same the first one: others are codes of the same stages."""
+    found: dict[tuple[str | None, ...], str] = {}
+    for i, name in enumerate(header):
+        if STAGED.search(fold(name)) and are_stages(rows, i):
+            found.setdefault(tuple(stage_of(row[i]) if i < len(row) else None for row in rows), name.strip())
+    return list(found.values())
 
 
 def are_stages(rows: list[list[str]], column: int) -> bool:

@@ -43,7 +43,7 @@ STAGE_WORDS: dict[Stage, tuple[str, ...]] = {
     "W": (
         *("w", "0", "wake", "wk", "wak", "awake", "wakefulness", "waking", "wakestate", "s0", "n0", "stade0"),
         *("wach", "wachzustand", "wachheit", "eveil", "eveille", "veille", "vigilia", "despierto", "veglia", "sveglio"),
-        *("wakker", "waak", "acordado", "vaken", "vigil"),
+        *("wakker", "waak", "acordado", "vaken", "vakenhet", "vigil"),
     ),
     "N1": ("n1", "1", "s1", "nrem1", "nonrem1", "nr1", "st1", "stage1nrem", "nonrapideyemovementn1", "nremi"),
     "N2": ("n2", "2", "s2", "nrem2", "nonrem2", "nr2", "st2", "stage2nrem", "nonrapideyemovementn2", "nremii"),
@@ -62,6 +62,7 @@ STAGE_WORDS: dict[Stage, tuple[str, ...]] = {
             "slowwavesleep",
             "sommeillentprofond",
             "tiefschlaf",
+            "diepe",
         ),
     ),
     "R": (
@@ -101,9 +102,23 @@ PREFIXES = (
         "schlafstadium",
     ),
     *("schlafphase", "stadium", "stufe", "stadedesommeil", "stadesommeil", "stade", "phasedesommeil", "sommeil"),
+    *("estagio", "somnstadium", "slaapfase", "somn", "slaap", "sueno", "sonno", "sono"),
     *("estadio", "etapa", "fasedesueno", "fase", "stadio", "fasedisonno", "slaapstadium", "nremstage", "nonremstage"),
 )
-SUFFIXES = ("sleep", "stage", "state", "schlaf", "sommeil", "sleepstage", "nrem", "slaap", "sueno", "sonno", "sono")
+SUFFIXES = (
+    "sleep",
+    "stage",
+    "state",
+    "schlaf",
+    "sommeil",
+    "sleepstage",
+    "nrem",
+    "slaap",
+    "sueno",
+    "sonno",
+    "sono",
+    "somn",
+)
 
 ROMAN = {"i": "1", "ii": "2", "iii": "3", "iv": "4"}
 STAGE_OF_WORD: dict[str, Stage] = {word: stage for stage, words in STAGE_WORDS.items() for word in words}
@@ -151,6 +166,9 @@ DOUBTFUL = frozenset(
 """Texts that are respiratory events in some laboratories and something else, or nothing, in others: CAP is a central
 apnoea or the cyclic alternating pattern. The NSRR's ``Unsure|Unsure`` are hypopnoeas for its indices (a smaller drop of
 the flow) and for nobody else. Only the user can say; none is taken for an event unasked."""
+
+ABBREVIATED = re.compile(rf"ap(?:ob|centr|{OBSTRUCTIVE}|{CENTRAL}|{MIXED})|(?:ob|{OBSTRUCTIVE}|{CENTRAL}|{MIXED})ap?")
+"""As doubtful as those: ``Ap. obs.``, ``Ap centrale``, ``ObsA``."""
 
 
 def fold(text: str) -> str:
@@ -272,7 +290,11 @@ def perhaps_respiratory(text: str) -> bool:
         return False
     text = with_latin_words(text)
     key = fold(concept(text))
-    return key in DOUBTFUL or re.search(r"hyp[oe]?p|apn|pnoe|pnee|obstru", text.casefold()) is not None
+    return (
+        key in DOUBTFUL
+        or ABBREVIATED.fullmatch(key) is not None
+        or re.search(r"hyp[oe]?p|apn|pnoe|pnee|obstru", text.casefold()) is not None
+    )
 
 
 @lru_cache(maxsize=4096)
