@@ -59,8 +59,8 @@ class Config(TakesPaths):
     scorer, and, for sleep stages and breathing, annotations of every night (EDF+, CSV)."""
     subjects: Literal["test", "all"] = "test"
     """test: test subjects by the run's rule (never those it was trained with); all: everybody, which is right for
-    nights of people whom the run has not seen. Subjects that it has seen, by name, are counted in a notice and in the
-    record."""
+    nights of people whom the run has not seen. Subjects that it has seen, by name or recording, are counted in a
+    notice and in the record."""
     bootstraps: int = 1000
     """Resamples of subjects for the intervals; 0 for none."""
     seed: int = 0

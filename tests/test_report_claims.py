@@ -527,3 +527,27 @@ def test_results_of_two_commands_have_two_titles(tmp_path):
     _, _, numbers, _ = make(folder)
     groups = {g for (_, g, t) in figures_of(numbers) if t == "Figures of each class"}
     assert groups == {f"End-to-end network, all modalities (results/{name})" for name in ("stage", "again")}
+
+
+def test_a_full_ranking_speaks_before_a_draw(tmp_path):
+    folder = full_run(tmp_path / "run")
+    shutil.rmtree(folder / "results" / "retrieve")
+    arguments = [str(folder / "embeddings"), "--bootstraps", "20"]
+    for name, more in (("draw", ("--candidates", "20")), ("retrieval", ()), ("zz", ())):
+        assert other.cli([*arguments[:1], str(folder / "results" / name), *arguments[1:], *more]) == 0
+    _, _, numbers, _ = make(folder)
+    (card,) = [
+        f for (s, _, t), f in figures_of(numbers).items() if s == "Headline figures" and t.startswith("Retrieval")
+    ]
+    assert card["files"] == [str(folder / "results" / "retrieval" / "result.json")]
+
+
+def test_a_joined_folder_is_named_by_the_store_that_was_tested(tmp_path):
+    folder = tmp_path / "run"
+    start(folder)
+    embed(folder / "embeddings", store="store")
+    joined = embed(tmp_path / "joined", store="store (training), store2 (test)")
+    classify(folder / "results" / "external-stage", joined, "stage")
+    _, _, numbers, _ = make(folder)
+    groups = {g for (_, g, t) in figures_of(numbers) if t == "Figures of each class"}
+    assert groups == {"Probe, all modalities, external: tested on store2"}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -134,6 +135,23 @@ def test_the_pace_is_that_of_the_last_ten_steps_together():
         pace.add(32, seconds)
     # 320 clips in 2 s; the mean of 320 and 107 clips/s would be a third more.
     assert pace.clips_per_s == 160.0
+
+
+@pytest.mark.parametrize(
+    ("compat", "advice"),
+    [
+        ("none", "give the same command with --resume and a larger --epochs."),
+        ("seed", "--compat seed fixes the epochs; "),
+    ],
+)
+def test_what_a_finished_run_advises_is_possible(compat, advice):
+    options = SimpleNamespace(epochs=2, max_steps=None, patience=0, compat=compat)
+    progress = SimpleNamespace(step=6, stopped_early=False)
+    sampler = SimpleNamespace(batches_per_epoch=3)
+    run = SimpleNamespace(
+        run=SimpleNamespace(path="RUN"), options=options, progress=progress, sampler=sampler, total_steps=6
+    )
+    assert advice in loop.TrainingLoop.finished(run)
 
 
 @pytest.mark.parametrize("more", [["--resume"], [], ["--threads", "1"]], ids=["resumed", "again", "by other threads"])

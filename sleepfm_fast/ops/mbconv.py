@@ -163,7 +163,7 @@ def validate(
 ) -> list[tuple[str, Tensor]]:
     """Refuse what :func:`mbconv` does not take; return all tensors with their names, for the check of their devices."""
     given = [("x", x), *zip(WEIGHTS, weights, strict=True)]
-    given += [(f"running[{k}]", tensor) for k, tensor in enumerate(running or ())]
+    given += [(f"running[{k}]", tensor) for k, tensor in enumerate(() if running is None else running)]
     refuse_no_tensors("mbconv", given)
     if x.ndim != 3:
         raise ValueError(f"x has shape {tuple(x.shape)}; mbconv takes [B, n_in, T]: clips, channels, samples.")

@@ -49,6 +49,8 @@ def kind_of(run: Run, result: Result) -> str:
     saw = "all modalities" if len(modalities) > 1 else str(modalities[0]) if modalities else result.path.name
     how = "probe" if result.command == "probe" else "end-to-end network"
     store = run.external_store(result)
+    # Of two stores that transfer has joined, the second.
+    store = store.partition(" (training), ")[2].removesuffix(" (test)") or store
     return f"{how}, {saw}" + (f", external: tested on {store}" if store else "")
 
 

@@ -106,9 +106,10 @@ def retrieval_result(run: Run) -> tuple[Result, str] | None:
     """
     results = [r for r in run.results_of("retrieve") if on_test_clips(run, r)]
 
-    def order(result: Result) -> tuple[bool, bool, str]:
+    def order(result: Result) -> tuple[bool, bool, bool, str]:
         scope = str(result.record.get("scope") or "")
-        return scope not in ("", "all", "cohort"), result.path.name != "retrieve", str(result.path)
+        named = result.path.name in ("retrieve", "retrieval")
+        return scope not in ("", "all", "cohort"), is_draw(result), not named, str(result.path)
 
     for result in sorted(results, key=order):
         keys = recall_keys(result.record)
@@ -117,6 +118,12 @@ def retrieval_result(run: Run) -> tuple[Result, str] | None:
         if value_of(entry) is not None:
             return result, keys[-1]
     return None
+
+
+def is_draw(result: Result) -> bool:
+    """Whether only some candidates were drawn (``--candidates``), among which more is found."""
+    options = result.record.get("made_of")
+    return isinstance(options, dict) and options.get("candidates") is not None
 
 
 def queried(result: Result, key: str) -> list[Any]:

@@ -252,10 +252,10 @@ class TrainingLoop(ABC):
             asked, more = f"--max-steps {self.options.max_steps}", "--max-steps"
         elif self.options.max_steps == of_epochs:
             more = "--epochs and --max-steps"
-        return (
-            f"{self.run.path} is finished: it has trained {steps}, all that {asked} asks for. To train it for longer, "
-            f"give the same command with --resume and a larger {more}."
-        )
+        finished = f"{self.run.path} is finished: it has trained {steps}, all that {asked} asks for."
+        if getattr(self.options, "compat", "none") != "none" and "--epochs" in more:
+            return f"{finished} --compat {self.options.compat} fixes the epochs; to train for longer, do without it."
+        return f"{finished} To train it for longer, give the same command with --resume and a larger {more}."
 
     def seed_rank(self, step: int, *, always: bool = False) -> None:
         """Seed this rank's own random numbers (for dropout); rank 0 goes on with those that made the weights."""
