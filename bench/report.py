@@ -64,14 +64,20 @@ def time_text(seconds: float) -> str:
     return f"{seconds / 1e-9:.3g} ns"
 
 
-def ratio_text(result: dict[str, Any], rival: str) -> str:
-    """Format how many times longer a rival takes, round by round: the median and the band, or the range, of it."""
+def ratios_of_rounds(result: dict[str, Any], rival: str) -> tuple[float, float, int]:
+    """Return how many times longer a rival takes, round by round: the band, or the range, and the number of rounds."""
     ours = next(iter(result["medians_s"]))
     each = [theirs / own for theirs, own in zip(result["seconds"][rival], result["seconds"][ours], strict=True)]
-    median = result["ratios"][rival]["median"]
     if len(each) < ROUNDS_FOR_A_BAND:
-        return f"{median:.2f} (of {len(each)} rounds: {min(each):.2f}-{max(each):.2f})"
-    return f"{median:.2f} ({quantile(each, 0.1):.2f}-{quantile(each, 0.9):.2f})"
+        return min(each), max(each), len(each)
+    return quantile(each, 0.1), quantile(each, 0.9), len(each)
+
+
+def ratio_text(result: dict[str, Any], rival: str) -> str:
+    """Format how many times longer a rival takes: the median and the band, or the range, of the rounds."""
+    low, high, n = ratios_of_rounds(result, rival)
+    rounds = f"of {n} rounds: " if n < ROUNDS_FOR_A_BAND else ""
+    return f"{result['ratios'][rival]['median']:.2f} ({rounds}{low:.2f}-{high:.2f})"
 
 
 def is_of_an_older_method(document: dict[str, Any]) -> bool:
@@ -103,13 +109,31 @@ def headlines(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [result for start in HEADLINES for result in results if result["name"].startswith(start)]
 
 
-def table(document: dict[str, Any], *, whole: bool = True) -> list[str]:
-    """Return one stored run as a table, one row a comparison or a headline, and a line on the machine.
+def fastest_rival(result: dict[str, Any]) -> str | None:
+    """Return the arm to compare with; none where nobody else was measured. Our own variants are no rivals."""
+    _, *others = result["medians_s"]
+    rivals = [arm for arm in others if not arm.startswith("ours,")]
+    return min(rivals, key=lambda arm: float(result["medians_s"][arm])) if rivals else None
+
+
+def machine_line(document: dict[str, Any]) -> str:
+    """Return a line on the machine, the versions and the commit of a stored run."""
+    m = document["machine"]
+    where = f"{m['gpu']}, {m['cpu_model']}" if m.get("gpu") else m["cpu_model"]
+    load = f", load average {m['load_average']}" if "load_average" in m else ""
+    load += ", a process for each benchmark" if document.get("processes") == "one a benchmark" else ""
+    load += f", malloc {m['malloc']}" if "malloc" in m else ""
+    return (
+        f"**{document['name']}**: {where}, {m['cpu_cores']} cores, {m['instruction_set']}, Python {m['python']}, "
+        f"{versions(m)}; commit {m['commit']}{load}. All rivals and rounds: `bench/results/{document['name']}.json`."
+    )
+
+
+def table(document: dict[str, Any]) -> list[str]:
+    """Return one stored run as a table, one row a comparison, and a line on the machine.
 
     Each row shows the fastest rival; the others, which a reader may look up, are in the stored file.
     """
-    m = document["machine"]
-    where = f"{m['gpu']}, {m['cpu_model']}" if m.get("gpu") else m["cpu_model"]
     notice = warning([document])
     lines = [
         *notice,
@@ -117,35 +141,58 @@ def table(document: dict[str, Any], *, whole: bool = True) -> list[str]:
         f"| what | ours | fastest rival | its time | times faster ({BAND}) | extra memory, ours / rival |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for result in document["results"] if whole else headlines(document["results"]):
-        ours, *others = result["medians_s"]
-        rivals = [arm for arm in others if not arm.startswith("ours,")]  # our own variants are no rivals
+    for result in document["results"]:
+        ours = next(iter(result["medians_s"]))
         peaks = result.get("peak_rss_mib", {})
         start = f"| {result['name']} | {time_text(result['medians_s'][ours])}"
-        if not rivals:
+        if (rival := fastest_rival(result)) is None:
             lines.append(f"{start} | - | - | - | {f'{peaks[ours]:.0f} MiB' if ours in peaks else '-'} |")
             continue
-        rival = min(rivals, key=lambda arm: result["medians_s"][arm])
         both = f"{peaks[ours]:.0f} / {peaks[rival]:.0f} MiB" if ours in peaks and rival in peaks else "-"
         lines.append(
             f"{start} | {rival} | {time_text(result['medians_s'][rival])} | {ratio_text(result, rival)} | {both} |"
         )
-    load = f", load average {m['load_average']}" if "load_average" in m else ""
-    load += ", a process for each benchmark" if document.get("processes") == "one a benchmark" else ""
-    load += f", malloc {m['malloc']}" if "malloc" in m else ""
-    lines += [
-        "",
-        f"**{document['name']}**: {where}, {m['cpu_cores']} cores, {m['instruction_set']}, Python {m['python']}, "
-        f"{versions(m)}; commit {m['commit']}{load}. All rivals and rounds: `bench/results/{document['name']}.json`.",
+    return [*lines, "", machine_line(document)]
+
+
+def headline_cells(result: dict[str, Any] | None) -> str:
+    """Return two cells of a headline: our time and extra memory, and how many times faster that is than which rival."""
+    if result is None:
+        return " - | - |"
+    ours = next(iter(result["medians_s"]))
+    peaks, rival = result.get("peak_rss_mib", {}), fastest_rival(result)
+    memory = {arm: f", {peaks[arm]:.0f} MiB" if arm in peaks else "" for arm in result["medians_s"]}
+    cell = f" {time_text(result['medians_s'][ours])}{memory[ours]} |"
+    if rival is None:
+        return f"{cell} - |"
+    low, high, _ = ratios_of_rounds(result, rival)
+    return f"{cell} {result['ratios'][rival]['median']:.2f} ({low:.2f}-{high:.2f}) than {rival}{memory[rival]} |"
+
+
+def headline_table(documents: list[dict[str, Any]]) -> str:
+    """Return the headlines of all runs side by side, and a line on each machine."""
+    found = [{result["name"]: result for result in headlines(document["results"])} for document in documents]
+    names = [
+        name for start in HEADLINES for name in dict.fromkeys(n for run in found for n in run) if name.startswith(start)
     ]
-    return lines
+    better = f"times faster ({BAND}) than the fastest rival"
+    runs = [f"{label(d, d['name'])} ({d['machine']['instruction_set']})" for d in documents]
+    heads = "".join(f" ours, {run} | {better} |" for run in runs)
+    lines = [
+        *warning(documents),
+        *[""] * len(warning(documents)),
+        f"| what |{heads}",
+        "|---|" + "---|---|" * len(documents),
+    ]
+    lines += [f"| {name} |" + "".join(headline_cells(run.get(name)) for run in found) for name in names]
+    return "\n\n".join(["\n".join(lines), *(machine_line(document) for document in documents)])
 
 
-def stored(path: Path, *, whole: bool) -> list[str]:
+def stored(path: Path) -> list[str]:
     """Return the lines of one stored run, refusing one that failed or is something else."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        lines = table(document, whole=whole)
+        lines = table(document)
         passed = bool(document["passed"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ReportError(f"{path} is not a stored benchmark run ({error!r}); remove it or measure again.") from error
@@ -163,18 +210,20 @@ def is_experiment(path: Path) -> bool:
 
 
 def block(results: Path, *, whole: bool) -> str:
-    """Return the text between the marks for every stored run, in the order of their names."""
+    """Return the text between the marks: every stored run whole, or the headlines side by side."""
     files = [path for path in sorted(results.glob("*.json"), key=lambda path: path.stem) if not is_experiment(path)]
     if not files:
         raise ReportError(f"no measurements in {results}; take some with `pytest bench/ --store NAME`.")
-    lines = {path: stored(path, whole=whole) for path in files}
-    shown = [path for path in files if whole or not missing_headlines(path)]
+    lines = {path: stored(path) for path in files}
+    if whole:
+        return "\n\n".join("\n".join(lines[path]) for path in files)
+    shown = [path for path in files if not missing_headlines(path)]
     if not shown:
         lacks = "; ".join(f"{path.name} lacks {', '.join(missing_headlines(path))}" for path in files)
         raise ReportError(f"no run has every headline: {lacks}. Measure with `pytest bench/ --store NAME`.")
-    if not whole:  # Earlier runs leave malloc as it is, and lack the rivals that came with that.
-        shown = [path for path in shown if not is_of_an_older_method(read(path))] or shown
-    return "\n\n".join("\n".join(lines[path]) for path in shown)
+    # Earlier runs leave malloc as it is, and lack the rivals that came with that.
+    shown = [path for path in shown if not is_of_an_older_method(read(path))] or shown
+    return headline_table([read(path) for path in shown])
 
 
 def read(path: Path) -> dict[str, Any]:

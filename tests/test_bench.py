@@ -345,16 +345,18 @@ def test_report_rewrites_only_its_blocks(tmp_path, capsys, monkeypatch):
     assert report_run(tmp_path, "--check") == 1
     assert capsys.readouterr().err.count("out of date") == 3
     assert report_run(tmp_path) == 0
-    for text in (readme.read_text(), page.read_text()):
-        assert text.startswith(f"# Title\n\n{report.BEGIN}\n| what | ours | fastest rival |")
+    heads = "| what | ours | fastest rival |", "| what | ours, run (avx2) | times faster"
+    for text, head in zip((page.read_text(), readme.read_text()), heads, strict=True):
+        assert text.startswith(f"# Title\n\n{report.BEGIN}\n{head}")
         assert (
             "\n\n**run**: C, 2 cores, avx2, Python 3, torch 2; commit abc, malloc keeps freed pages. All rivals" in text
         )
         assert text.endswith(f"\n{report.END}\n\nAfter.\n")
-        assert "| alone | 4 µs | - | - | - | - |" in text
         assert "slower" not in text  # one row a comparison: the fastest rival
         assert "old" not in text
+    assert "| alone | 4 µs | - | - | - | - |" in page.read_text()
     assert "| a sum | 12.3 ms | rival | 2.5 s | 203.25 (of 2 rounds: 150.00-200.00) | 3 / 400 MiB |" in page.read_text()
+    assert "\n| alone | 4 µs | - |\n" in readme.read_text()
     assert "a sum" not in readme.read_text()
     assert report_run(tmp_path, "--check") == 0
     before = readme.read_text(), page.read_text()
@@ -372,8 +374,22 @@ def test_the_readme_shows_runs_with_every_headline(tmp_path, capsys, monkeypatch
     assert report_run(tmp_path) == 0
     assert "**run**" in readme.read_text()
     assert "**part**" not in readme.read_text()
+    assert "\n| a sum | 12.3 ms, 3 MiB | 203.25 (150.00-200.00) than rival, 400 MiB |\n" in readme.read_text()
     assert "**run**" in page.read_text()
     assert "**part**" in page.read_text()
+    later = json.loads((tmp_path / "results" / "run.json").read_text())
+    later["results"][0]["name"] = "a sum of more"
+    later["results"][1]["medians_s"]["ours"] = 5e-6
+    (tmp_path / "results" / "later.json").write_text(json.dumps(later | {"name": "later"}))
+    assert report_run(tmp_path) == 0
+    assert "| what | ours, later (avx2) | times faster" in readme.read_text()
+    rows = [line for line in readme.read_text().splitlines() if line.startswith("| a")]
+    assert rows == [  # in the order of the headlines; what a run lacks is a dash
+        "| a sum of more | 12.3 ms, 3 MiB | 203.25 (150.00-200.00) than rival, 400 MiB | - | - |",
+        "| a sum | - | - | 12.3 ms, 3 MiB | 203.25 (150.00-200.00) than rival, 400 MiB |",
+        "| alone | 5 µs | - | 4 µs | - |",
+    ]
+    (tmp_path / "results" / "later.json").unlink()
     monkeypatch.setattr(report, "HEADLINES", ("a sum", "a product"))
     assert report_run(tmp_path) == 1
     assert "run.json lacks a product" in capsys.readouterr().err
