@@ -348,6 +348,13 @@ def test_figures_of_the_scoring(tmp_path: Path, examine) -> None:
     write_night(tmp_path / "n.edf", seconds=480, stages="W" * 20)
     figures = {f["code"]: f["figures"] for f in examine(tmp_path / "n.edf")[0]}
     assert figures["scoring_beyond"] == {"seconds": 120, "epochs": 4}
+    for first_s in (9000, -9000):  # stages that all lie elsewhere leave no lead-in and no tail
+        write_night(tmp_path / "n.edf", seconds=480, stages="")
+        rows = [f"{first_s + 30 * i},30,N2" for i in range(20)]
+        (tmp_path / "n.csv").write_text("\n".join(["onset_s,duration_s,stage", *rows]))
+        figures = {f["code"]: f["figures"] for f in examine(tmp_path / "n.edf")[0]}
+        assert figures["scoring_beyond"]["epochs"] == 20
+        assert not figures.keys() & {"unscored_lead_in", "unscored_tail"}
 
 
 def test_a_scoring_with_another_start(tmp_path: Path, examine) -> None:

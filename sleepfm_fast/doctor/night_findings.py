@@ -137,10 +137,10 @@ def scored(night: Night) -> Iterator[Said]:
     first_s, last_s = min(s.onset_s for s in staged), max(s.end_s for s in staged)
     end_s = recording.duration_s
     yield from clocks(night)
-    if first_s >= UNSCORED_S:
+    if UNSCORED_S <= first_s < end_s:  # of scoring that lies outside, scoring_beyond says so
         text = f"the first {minutes(first_s)} have no stage"
         yield "unscored_lead_in", False, "", text, "nothing to do: those clips have stage none", {"seconds": first_s}
-    if end_s - last_s >= UNSCORED_S:
+    if UNSCORED_S <= end_s - last_s < end_s:
         text = f"the recording continues for {minutes(end_s - last_s)} after the last stage"
         action = "nothing to do: those clips have stage none; if it should be scored, is it the whole scoring?"
         yield "unscored_tail", False, "", text, action, {"seconds": end_s - last_s}
