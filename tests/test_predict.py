@@ -236,6 +236,7 @@ def test_unscored_nights_get_hypnograms_that_are_read_back(fitted, tmp_path, cap
     lacking = ~np.asarray(Embeddings(new).mask)[:, 1]
     assert [row["predicted"] == "" for row in rows] == lacking.tolist()
     assert done["clips_without_prediction"] == lacking.sum() > 0
+    assert done["recordings_without_prediction"] == []
     assert {row["scored"] for row in rows} == {""}
     hypnograms = tmp_path / "out" / "hypnograms"
     assert sorted(p.name for p in hypnograms.iterdir()) == [
@@ -253,6 +254,20 @@ def test_unscored_nights_get_hypnograms_that_are_read_back(fitted, tmp_path, cap
     with pytest.raises(SleepfmError, match="not overwritten: the existing one differs in correct-prior "):
         predict.main(predict.Config(result, new, tmp_path / "out", correct_prior=True))
     predict.main(predict.Config(result, new, tmp_path / "out", overwrite=True))
+
+
+def test_nights_that_lack_a_modality_are_named(fitted, tmp_path, capsys):
+    _, result = fitted
+    options = {"seed": 5, "labelled": False, "presets": {"weights": {"sha256": "a"}}, "run": "elsewhere/x"}
+    new = planted(tmp_path / "new", split_of=np.array([0, 2, 2]), **options)
+    mask = np.load(new / "mask.npy")
+    mask[np.isin(np.load(new / "recording.npy"), (0, 2)), 1] = False
+    np.save(new / "mask.npy", mask)
+    done = predict.main(predict.Config(result, new, tmp_path / "out"))
+    assert "2 recordings (s000_night1, s002_night1) have no prediction: no clip of them" in capsys.readouterr().err
+    assert done["recordings_without_prediction"] == ["s000_night1", "s002_night1"]
+    nights = rows_of(tmp_path / "out" / "nights.csv")
+    assert [night["epochs"] == night["epochs_without_prediction"] for night in nights] == [True, False, True]
 
 
 def test_hand_made_features_keep_their_medians_and_marks(tmp_path):

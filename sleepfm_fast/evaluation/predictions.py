@@ -31,7 +31,7 @@ from sleepfm_fast.cli.json_text import read_object
 from sleepfm_fast.evaluation.predicted_nights import night_columns, night_row
 from sleepfm_fast.evaluation.sleep_agreement import AGREEMENT_COLUMNS, say_agreement, sleep_agreement
 from sleepfm_fast.formats.edf_header import MONTHS
-from sleepfm_fast.plurals import agreeing, counted
+from sleepfm_fast.plurals import agreeing, counted, first_of
 from sleepfm_fast.scoring.stages import EPOCH_S
 from sleepfm_fast.storage.atomic import replace_folder, synchronise_below
 from sleepfm_fast.storage.csv_table import csv_table
@@ -90,6 +90,13 @@ class Predicted:
         """True for the clips that have a prediction: bool [n]."""
         known: npt.NDArray[np.bool_] = np.asarray(np.isfinite(self.probability).all(axis=1))
         return known
+
+    @property
+    def unpredicted(self) -> list[str]:
+        """The recordings of which no clip has a prediction."""
+        predicted = np.zeros(len(self.recordings), np.bool_)
+        predicted[np.asarray(self.recording)[self.known]] = True
+        return [self.recordings[i] for i in np.unique(self.recording).tolist() if not predicted[i]]
 
     @property
     def words(self) -> list[str]:
@@ -177,12 +184,20 @@ def write_predictions(
                 f"notice: when {counted(len(unstarted), 'recording')} started is not known (such as {unstarted[0]}); "
                 f"{agreeing(len(unstarted), 'it has', 'they have')} a CSV and no EDF+ annotations."
             )
+        unpredicted = found.unpredicted
+        if unpredicted:
+            say(
+                f"notice: {counted(len(unpredicted), 'recording')} ({first_of(unpredicted, 3)}) "
+                f"{agreeing(len(unpredicted), 'has', 'have')} no prediction: no clip of "
+                f"{agreeing(len(unpredicted), 'it', 'them')} has all that the classifier needs."
+            )
         full = {
             **record,
             "classes": found.names,
             "clips": len(words),
             "clips_without_prediction": int((~found.known).sum()),
             "recordings": n_nights,
+            "recordings_without_prediction": unpredicted,
             "missing_channels": {name: list(lacks) for name, lacks in found.missing.items() if lacks},
             "predicted": {name: words.count(name) for name in found.names},
         }
